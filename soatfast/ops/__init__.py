@@ -1,0 +1,397 @@
+"""Fused operations on batches: everything that happens between two network passes, in one launch each.
+
+Each takes tensors of any shape (B, ...), validates, views them as (B, D) and calls the registered kernel: C++ on the
+CPU, Triton or CUDA C++ on a GPU, the pure-PyTorch reference anywhere else. A channels_last batch is viewed, not copied.
+None of them is differentiable: an attack's perturbation carries no gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import contract, load, reference
+from .reference import accumulate_dtype
+
+__all__ = ["backend", "frank_wolfe_init", "frank_wolfe_step", "lmo", "lp_norm", "pgd_step", "project"]
+
+Init = Literal["scaled", "lmo", "raw"]
+_INIT = {"scaled": reference.INIT_SCALED, "lmo": reference.INIT_LMO, "raw": reference.INIT_RAW}
+_ops = torch.ops.soatfast
+_choice = os.environ.get("SOATFAST_BACKEND", "auto")
+
+
+def _checked_backend(name: str) -> str:
+    if name not in ("auto", "reference"):
+        raise ValueError(f'backend must be "auto" or "reference", got {name!r} (SOATFAST_BACKEND or ops.backend)')
+    return name
+
+
+_checked_backend(_choice)
+load.load_libraries()
+
+
+@contextlib.contextmanager
+def backend(name: Literal["auto", "reference"]) -> Iterator[None]:
+    """Force the pure-PyTorch twin of every op (``"reference"``) inside the block, for A/B runs.
+
+    >>> import torch, soatfast.ops as ops
+    >>> g = torch.tensor([[3.0, -4.0]])
+    >>> with ops.backend("reference"):
+    ...     ops.lmo(g, p=2, eps=1.0)
+    tensor([[ 0.6000, -0.8000]])
+    """
+    global _choice
+    previous, _choice = _choice, _checked_backend(name)
+    try:
+        yield
+    finally:
+        _choice = previous
+
+
+def _kernel(name: str) -> Callable:
+    return getattr(reference, name) if _choice == "reference" else getattr(_ops, name).default
+
+
+def norm_order(p: float, general: bool = True) -> float:
+    """p as the kernels take it: 1, 2, inf or another number in [1.01, 1000).
+
+    p in (1, 1.01) is treated as 1 and p >= 1000 as inf: nearer to those ends the powers |g|^(1/(p-1)) underflow and the
+    step is the limit's to float32 accuracy.
+    """
+    if not isinstance(p, (int, float)) or isinstance(p, bool):
+        raise TypeError(f"p must be a number >= 1 or math.inf, got {p!r}")
+    if not p >= 1:
+        raise ValueError(f"p must be a number >= 1 or math.inf, got {p!r}")
+    if p >= 1e3:
+        return math.inf
+    if p < 1.01:
+        return 1.0
+    if p != 2 and not general:
+        raise ValueError(f"p must be 1, 2 or math.inf for this operation, got {p!r}")
+    return float(p)
+
+
+def _per_sample(value: float | Tensor, name: str, like: Tensor) -> tuple[float, Tensor | None]:
+    """A non-negative number, or a tensor of one number per sample: () or (B,), in the kernels' accumulation dtype."""
+    if isinstance(value, Tensor):
+        if value.dim() > 1 or value.numel() not in (1, like.shape[0]) or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be a number or a floating tensor of shape () or ({like.shape[0]},), "
+                f"got {value.dtype} of shape {tuple(value.shape)}"
+            )
+        if value.device != like.device:
+            raise ValueError(f"{name} is on {value.device}, expected {like.device}")
+        return 0.0, value.detach().reshape(-1).to(accumulate_dtype(like.dtype)).contiguous()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    return float(value), None
+
+
+def _bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    lower, upper = bounds
+    if not lower < upper:
+        raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {bounds!r}")
+    return float(lower), float(upper)
+
+
+class _Layout:
+    """Views tensors as (B, D) in the memory order of one of them, and results back."""
+
+    def __init__(self, like: Tensor):
+        if not isinstance(like, Tensor) or not like.is_floating_point():
+            raise TypeError(f"expected a floating tensor, got {getattr(like, 'dtype', type(like).__name__)}")
+        if like.dim() < 2:
+            raise ValueError(f"expected a batch of shape (B, ...), got shape {tuple(like.shape)}")
+        if math.prod(like.shape[1:]) == 0:
+            raise ValueError(f"a sample must have at least one entry, got shape {tuple(like.shape)}")
+        self.like = like
+        self.format = torch.contiguous_format
+        if like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+            self.format = torch.channels_last
+        self.sample = like.shape[1:]
+
+    def rows(self, t: Tensor, name: str, blocks: int = 1) -> Tensor:
+        like = self.like
+        expected = (blocks * like.shape[0], *self.sample)
+        if t.shape != expected:
+            raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(t.shape)}")
+        if t.dtype != like.dtype:
+            raise TypeError(f"{name} must have dtype {like.dtype}, got {t.dtype}")
+        if t.device != like.device:
+            raise ValueError(f"{name} is on {t.device}, expected {like.device}")
+        t = t.detach().contiguous(memory_format=self.format)
+        if self.format is torch.channels_last:
+            t = t.permute(0, 2, 3, 1)
+        return t.reshape(t.shape[0], math.prod(self.sample))
+
+    def restore(self, rows: Tensor) -> Tensor:
+        if self.format is torch.channels_last:
+            channels, height, width = self.sample
+            return rows.view(rows.shape[0], height, width, channels).permute(0, 3, 1, 2)
+        return rows.view(rows.shape[0], *self.sample)
+
+
+def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
+    r"""Linear maximisation oracle of the L^p ball: argmax of <g, s> over ||s||_p <= eps, per sample.
+
+    s_i = eps sgn(g_i) |g_i|^(q-1) / (sum_j |g_j|^q)^(1/p), with 1/p + 1/q = 1; the optimal value is eps ||g||_q.
+    p = inf gives eps sgn(g); p = 1 puts all of eps on the first entry of largest |g| (in memory order).
+    The exponent is q - 1 = q/p; SCORPIO (Tsai et al. 2020) prints p/q in equation (8), which is right only for p = 2.
+
+    Args:
+        g: (B, ...) gradient, float32, float64, bfloat16 or float16.
+        p: order of the norm, 1 <= p <= inf.
+        eps: radius in input units; a number or a tensor of shape () or (B,).
+
+    Returns:
+        s of g's shape, dtype and layout. A zero gradient gives zero, NaN entries count as 0, sign(0) = 0.
+
+    Raises:
+        TypeError, ValueError: g is no floating batch (B, ...), p < 1, eps < 0, or eps of another shape or device.
+
+    >>> import math, torch
+    >>> lmo(torch.tensor([[3.0, -4.0, 0.0]]), p=math.inf, eps=0.5)
+    tensor([[ 0.5000, -0.5000,  0.0000]])
+    >>> lmo(torch.tensor([[3.0, -4.0, 0.0]]), p=1, eps=0.5)
+    tensor([[ 0.0000, -0.5000,  0.0000]])
+    """
+    layout = _Layout(g)
+    number, tensor = _per_sample(eps, "eps", g)
+    return layout.restore(_kernel("lmo")(layout.rows(g, "g"), norm_order(p), number, tensor))
+
+
+def lp_norm(g: Tensor, p: float) -> Tensor:
+    r"""||g||_p of each sample, scaled by max|g| so that tiny and huge entries neither underflow nor overflow.
+
+    Args:
+        g: (B, ...) batch, floating.
+        p: order, 1 <= p <= inf.
+
+    Returns:
+        (B,) float32 (float64 for float64 input).
+
+    >>> import torch
+    >>> lp_norm(torch.tensor([[3.0, -4.0], [3e-30, 4e-30]]), p=2)
+    tensor([5.0000e+00, 5.0000e-30])
+    """
+    return _kernel("lp_norm")(_Layout(g).rows(g, "g"), norm_order(p))
+
+
+def frank_wolfe_init(
+    g0: Tensor,
+    x: Tensor,
+    p: float,
+    eps: float | Tensor,
+    *,
+    init: Init = "scaled",
+    h: float = 1.0,
+    central: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""The start v_0 of the quadratic Frank-Wolfe attack and the first probe x + h v_0.
+
+    ``scaled``: v_0 = eps g0 / ||g0||_p (SCORPIO's text). ``lmo``: the maximiser of <g0, v>. ``raw``: v_0 = g0, as printed
+    in SCORPIO's Algorithm 1 (not feasible in general). With ``central``, the probe is the stacked (2B, ...) batch
+    [x + h v_0; x - h v_0].
+
+    Returns:
+        (v_0, probe) of x's layout and dtype.
+
+    >>> import math, torch
+    >>> x = torch.full((1, 2), 0.5)
+    >>> frank_wolfe_init(torch.tensor([[2.0, -1.0]]), x, p=math.inf, eps=0.1)
+    (tensor([[ 0.1000, -0.0500]]), tensor([[0.6000, 0.4500]]))
+    """
+    if init not in _INIT:
+        raise ValueError(f"init must be one of {', '.join(_INIT)}, got {init!r}")
+    layout = _Layout(x)
+    number, tensor = _per_sample(eps, "eps", x)
+    v, probe = _kernel("frank_wolfe_init")(
+        layout.rows(g0, "g0"), layout.rows(x, "x"), norm_order(p), number, tensor, _INIT[init], _step(h), central
+    )
+    return layout.restore(v), layout.restore(probe)
+
+
+def _step(h: float) -> float:
+    if isinstance(h, bool) or not isinstance(h, (int, float)):
+        raise TypeError(f"h must be a number, got {type(h).__name__}")
+    if not 0 < h < math.inf:
+        raise ValueError(f"h must be finite and > 0, got {h!r}")
+    return float(h)
+
+
+def frank_wolfe_step(
+    g0: Tensor,
+    g1: Tensor,
+    v: Tensor,
+    x: Tensor,
+    p: float,
+    eps: float | Tensor,
+    *,
+    gamma: float,
+    h: float = 1.0,
+    central: bool = False,
+    last: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""One Frank-Wolfe step on the quadratic model of the loss, and the next probe, in one launch.
+
+    With G = g0 + (g1 - g0)/h (forward Euler, g1 the gradient at x + h v), or
+    G = g0 + (g1+ - g1-)/(2h) (``central``: g1 stacks the gradients at x + h v and x - h v, shape (2B, ...)):
+
+        s = lmo_p(G; eps),  gap = <G, s - v>,  v' = v + gamma (s - v),  probe = x + h v'  (central: [x + h v'; x - h v'])
+
+    and, on the ``last`` step, probe = clamp(x + v', bounds), the adversarial example itself. Probes are not clamped:
+    that would change the direction that is differenced. gap >= 0 bounds how much the linearised objective can still
+    grow; it is 0 only at a stationary point. (SCORPIO, Algorithm 1; Frank-Wolfe with gamma_k = 2/(k+2).)
+
+    Args:
+        g0: (B, ...) gradient at x, kept from the first pass.
+        g1: (B, ...) or, central, (2B, ...) gradients at the probes.
+        v: (B, ...) current perturbation.
+        x: (B, ...) clean batch.
+        p: order of the norm, 1 <= p <= inf.
+        eps: radius; a number or a tensor of shape () or (B,).
+        gamma: step size in [0, 1].
+        h: finite-difference step, in units of v; > 0.
+        central: central differences.
+        last: write the clamped adversarial example in place of the probe.
+        bounds: the box of valid inputs.
+
+    Returns:
+        (v', probe, gap): v' (B, ...), probe (B, ...) or (2B, ...), gap (B,) in float32 (float64 for float64).
+
+    >>> import math, torch
+    >>> x, g = torch.full((1, 2), 0.5), torch.tensor([[2.0, -1.0]])
+    >>> v, x_adv, gap = frank_wolfe_step(g, g, torch.zeros(1, 2), x, math.inf, 0.1, gamma=1.0, last=True)
+    >>> x_adv, gap
+    (tensor([[0.6000, 0.4000]]), tensor([0.3000]))
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
+    layout = _Layout(x)
+    number, tensor = _per_sample(eps, "eps", x)
+    v_new, probe, gap = _kernel("frank_wolfe_step")(
+        layout.rows(g0, "g0"),
+        layout.rows(g1, "g1", blocks=2 if central else 1),
+        layout.rows(v, "v"),
+        layout.rows(x, "x"),
+        norm_order(p),
+        number,
+        tensor,
+        float(gamma),
+        _step(h),
+        central,
+        last,
+        *_bounds(bounds),
+    )
+    return layout.restore(v_new), layout.restore(probe), gap
+
+
+def project(
+    x_adv: Tensor,
+    x: Tensor,
+    p: float,
+    eps: float | Tensor,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    exact: bool = False,
+) -> Tensor:
+    r"""x_adv brought into the L^p ball of radius eps around x and into the box, per sample; p is 1, 2 or inf.
+
+    ``exact=False`` projects on the ball and then clamps, as PGD does everywhere: feasible, and for p = inf the
+    Euclidean projection; for p = 1 and 2 a little inside it. ``exact=True`` is the Euclidean projection on the
+    intersection of ball and box (p = 2: delta_i = clip(t v_i), p = 1: a soft threshold clipped to the box, with the one
+    number t or tau found so that the norm is eps).
+
+    Args:
+        x_adv: (B, ...) points to project.
+        x: (B, ...) centres, inside the box.
+        p: 1, 2 or math.inf.
+        eps: radius; a number or a tensor of shape () or (B,).
+        bounds: the box of valid inputs.
+        exact: project on the intersection.
+
+    >>> import torch
+    >>> project(torch.tensor([[0.9, 1.3]]), torch.tensor([[0.5, 1.0]]), p=2, eps=0.25)
+    tensor([[0.7000, 1.0000]])
+    >>> project(torch.tensor([[0.9, 1.3]]), torch.tensor([[0.5, 1.0]]), p=2, eps=0.25, exact=True)
+    tensor([[0.7500, 1.0000]])
+    """
+    layout = _Layout(x)
+    number, tensor = _per_sample(eps, "eps", x)
+    rows = _kernel("project")(
+        layout.rows(x_adv, "x_adv"),
+        layout.rows(x, "x"),
+        norm_order(p, general=False),
+        number,
+        tensor,
+        *_bounds(bounds),
+        exact,
+    )
+    return layout.restore(rows)
+
+
+def pgd_step(
+    x_adv: Tensor,
+    g: Tensor,
+    x: Tensor,
+    p: float,
+    eps: float | Tensor,
+    alpha: float | Tensor,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    exact: bool = False,
+    k: int | None = None,
+) -> Tensor:
+    r"""One projected-gradient ascent step: x_adv' = project(x_adv + alpha step_p(g), x), in one launch.
+
+    step_inf(g) = sgn(g), step_2(g) = g/||g||_2, and step_1(g) = sgn(g)/k' on the entries with the k largest |g| (SLIDE,
+    Tramer and Boneh 2019): ties with the k-th are included and k' counts the entries chosen, so that the step's L1
+    norm is alpha.
+
+    Args:
+        x_adv: (B, ...) current iterate.
+        g: (B, ...) gradient at x_adv.
+        x: (B, ...) clean batch, inside the box.
+        p: 1, 2 or math.inf.
+        eps: radius; a number or a tensor of shape () or (B,).
+        alpha: step size in input units, >= 0; a number or a tensor of shape () or (B,).
+        bounds: the box of valid inputs.
+        exact: project on the intersection of ball and box (see :func:`project`).
+        k: entries moved at a time for p = 1; default ceil(D/100), the 99 % sparsity of the paper.
+
+    >>> import math, torch
+    >>> x = torch.tensor([[0.5, 1.0]])
+    >>> pgd_step(x, torch.tensor([[-2.0, 1.0]]), x, p=math.inf, eps=0.1, alpha=0.25)
+    tensor([[0.4000, 1.0000]])
+    """
+    layout = _Layout(x)
+    size = math.prod(layout.sample)
+    k = math.ceil(size / 100) if k is None else k
+    if not 1 <= k <= size:
+        raise ValueError(f"k must be between 1 and the {size} entries of a sample, got {k!r}")
+    eps_number, eps_tensor = _per_sample(eps, "eps", x)
+    alpha_number, alpha_tensor = _per_sample(alpha, "alpha", x)
+    rows = _kernel("pgd_step")(
+        layout.rows(x_adv, "x_adv"),
+        layout.rows(g, "g"),
+        layout.rows(x, "x"),
+        norm_order(p, general=False),
+        eps_number,
+        eps_tensor,
+        alpha_number,
+        alpha_tensor,
+        *_bounds(bounds),
+        exact,
+        k,
+    )
+    return layout.restore(rows)

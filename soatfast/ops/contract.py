@@ -1,0 +1,118 @@
+"""Every op in one table: schema, shape rule (fake) and default kernel (the reference).
+
+The schemas live in Python, so a native library or a Triton kernel only adds itself under its device key, in any load
+order. Without one, the reference serves every device: slower, never broken.
+
+To add an op: one entry in ``SCHEMAS``, one function of that name in ``_Fakes`` and one in :mod:`.reference`.
+A value that is structural (p, gamma, h, bounds) is a Python number; one that changes between replays of a CUDA graph
+(eps, alpha) may be a tensor, given beside the number and used in its place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .reference import accumulate_dtype
+
+NAMESPACE = "soatfast"
+
+SCHEMAS: dict[str, str] = {
+    # g (B, D) -> s (B, D)
+    "lmo": "(Tensor g, float p, float eps, Tensor? eps_tensor=None) -> Tensor",
+    # g (B, D) -> ||g||_p (B,), in the accumulation dtype
+    "lp_norm": "(Tensor g, float p) -> Tensor",
+    # g0, x (B, D) -> v (B, D), probe (B, D) or (2B, D)
+    "frank_wolfe_init": (
+        "(Tensor g0, Tensor x, float p, float eps, Tensor? eps_tensor, int init, float h, bool central)"
+        " -> (Tensor, Tensor)"
+    ),
+    # g0, v, x (B, D), g1 (B, D) or (2B, D) -> v (B, D), probe (B, D) or (2B, D), gap (B,)
+    "frank_wolfe_step": (
+        "(Tensor g0, Tensor g1, Tensor v, Tensor x, float p, float eps, Tensor? eps_tensor, float gamma, float h,"
+        " bool central, bool last, float lower, float upper) -> (Tensor, Tensor, Tensor)"
+    ),
+    # x_adv, x (B, D) -> x_adv (B, D)
+    "project": (
+        "(Tensor x_adv, Tensor x, float p, float eps, Tensor? eps_tensor, float lower, float upper, bool exact)"
+        " -> Tensor"
+    ),
+    # x_adv, g, x (B, D) -> x_adv (B, D)
+    "pgd_step": (
+        "(Tensor x_adv, Tensor g, Tensor x, float p, float eps, Tensor? eps_tensor, float alpha,"
+        " Tensor? alpha_tensor, float lower, float upper, bool exact, int k) -> Tensor"
+    ),
+}
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _rows(*tensors: Tensor) -> None:
+    """All (B, D), dense by rows, of one shape, dtype and device."""
+    first = tensors[0]
+    torch._check(first.dtype in _DTYPES, lambda: f"expected a floating dtype, got {first.dtype}")
+    for t in tensors:
+        torch._check(t.dim() == 2, lambda: f"expected a (B, D) tensor, got {t.dim()} dimensions")
+        torch._check(t.shape == first.shape, lambda: f"expected shape {first.shape}, got {t.shape}")
+        torch._check(t.dtype == first.dtype, lambda: f"expected {first.dtype}, got {t.dtype}")
+        torch._check(t.device == first.device, lambda: f"expected device {first.device}, got {t.device}")
+
+
+def _empty(like: Tensor, rows: int | torch.SymInt | None = None) -> Tensor:
+    return like.new_empty((like.shape[0] if rows is None else rows, like.shape[1]))
+
+
+def _per_sample(like: Tensor) -> Tensor:
+    return like.new_empty((like.shape[0],), dtype=accumulate_dtype(like.dtype))
+
+
+class _Fakes:
+    """What each kernel allocates, without values."""
+
+    @staticmethod
+    def lmo(g: Tensor, p, eps, eps_tensor=None) -> Tensor:
+        _rows(g)
+        return _empty(g)
+
+    @staticmethod
+    def lp_norm(g: Tensor, p) -> Tensor:
+        _rows(g)
+        return _per_sample(g)
+
+    @staticmethod
+    def frank_wolfe_init(g0: Tensor, x: Tensor, p, eps, eps_tensor, init, h, central) -> tuple[Tensor, Tensor]:
+        _rows(g0, x)
+        return _empty(g0), _empty(g0, 2 * g0.shape[0] if central else None)
+
+    @staticmethod
+    def frank_wolfe_step(
+        g0: Tensor, g1: Tensor, v: Tensor, x: Tensor, p, eps, eps_tensor, gamma, h, central, last, lower, upper
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _rows(g0, v, x)
+        rows = 2 * g0.shape[0] if central else g0.shape[0]
+        torch._check(g1.shape[0] == rows, lambda: f"expected {rows} rows of probe gradients, got {g1.shape[0]}")
+        return _empty(g0), _empty(g0, rows if central and not last else None), _per_sample(g0)
+
+    @staticmethod
+    def project(x_adv: Tensor, x: Tensor, p, eps, eps_tensor, lower, upper, exact) -> Tensor:
+        _rows(x_adv, x)
+        return _empty(x)
+
+    @staticmethod
+    def pgd_step(
+        x_adv: Tensor, g: Tensor, x: Tensor, p, eps, eps_tensor, alpha, alpha_tensor, lower, upper, exact, k
+    ) -> Tensor:
+        _rows(x_adv, g, x)
+        return _empty(x)
+
+
+def _define() -> None:
+    for name, schema in SCHEMAS.items():
+        qualified = f"{NAMESPACE}::{name}"
+        torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(qualified, "CompositeExplicitAutograd", getattr(reference, name))
+        torch.library.register_fake(qualified, getattr(_Fakes, name))
+
+
+_define()
