@@ -1,0 +1,260 @@
+"""Per-sample input gradients, safely and cheaply: the one way in which attacks and losses call a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import objectives
+from .passes import PassCounter, Passes, count_passes, unwrap
+
+__all__ = ["InputGradient", "Mode", "PassCounter", "Passes", "count_passes"]
+
+Mode = Literal["eval", "train", "keep"]
+_PRECISIONS = (None, torch.bfloat16, torch.float16)
+
+
+class InputGradient:
+    r"""Oracle for g_i = d l_i / d x_i of a batch, and for the loss l_i, as a context manager.
+
+    The gradient is of the SUM of the per-sample losses, so that each row is its sample's own gradient. Parameter
+    gradients are never computed. While the block lasts the model is in the attack mode and its parameters need no
+    gradient; on leaving, also by an exception, every module's train/eval flag, every ``requires_grad`` and every buffer
+    (batch-norm statistics) is as it was. A DistributedDataParallel wrapper is bypassed, so that ranks may take
+    different numbers of passes without hanging.
+
+    Args:
+        model: maps (B, ...) to logits (B, K), K >= 2.
+        objective: "ce", "margin" (max_{j != y} z_j - z_y), or a callable (logits, y) -> (B,).
+        mode: "eval" (default), "train", or "keep" (leave every module's flag alone). In train mode batch norm mixes
+            the samples of a batch, and its gradients are not per-sample ones.
+        precision: None runs the passes as the caller has it; torch.bfloat16 or torch.float16 runs them under
+            autocast. x and the gradient keep x's dtype. Finite differences with tiny steps need None.
+        targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
+
+    Calling the oracle costs one forward and one backward to the input.
+
+    Raises:
+        ValueError: the model returns something else than (B, K) with K >= 2, or labels lie outside 0..K-1.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.eye_(model.weight)
+    >>> with InputGradient(model) as oracle:
+    ...     loss, grad = oracle(torch.zeros(1, 2), torch.tensor([0]))
+    >>> loss, grad
+    (tensor([0.6931]), tensor([[-0.5000,  0.5000]]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        objective: str | objectives.Objective = "ce",
+        mode: Mode = "eval",
+        precision: torch.dtype | None = None,
+        targeted: bool = False,
+    ):
+        if mode not in ("eval", "train", "keep"):
+            raise ValueError(f'mode must be "eval", "train" or "keep", got {mode!r}')
+        if precision not in _PRECISIONS:
+            raise ValueError(f"precision must be None, torch.bfloat16 or torch.float16, got {precision!r}")
+        if not callable(model):
+            raise TypeError(f"model must be a module or a callable, got {type(model).__name__}")
+        self.model = unwrap(model) if isinstance(model, nn.Module) else model
+        self.objective, self._head = objectives.resolve(objective)
+        self.mode = mode
+        self.precision = precision
+        self.sign = -1.0 if targeted else 1.0
+        self.input_dtype: torch.dtype | None = None  # what the model is fed, where it differs from x's dtype
+        self.logits: Tensor | None = None  # of the last pass, detached
+        self._flags: list[tuple[nn.Module, bool]] = []
+        self._frozen: list[nn.Parameter] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._labels_checked = False
+
+    # ------------------------------------------------------------------------------------------ model state
+
+    def __enter__(self) -> InputGradient:
+        if not isinstance(self.model, nn.Module):
+            return self
+        self._flags = [(m, m.training) for m in self.model.modules()]
+        self._frozen = [p for p in self.model.parameters() if p.requires_grad]
+        try:
+            if self.mode != "keep":
+                self.model.train(self.mode == "train")
+            for p in self._frozen:
+                p.requires_grad_(False)
+            self._save_buffers()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for module, training in self._flags:
+            module.training = training
+        for p in self._frozen:
+            p.requires_grad_(True)
+        with torch.no_grad():
+            for buffer, saved in self._buffers:
+                buffer.copy_(saved)
+        self._flags, self._frozen, self._buffers = [], [], []
+        self.logits = None
+        self._labels_checked = False
+
+    def _save_buffers(self) -> None:
+        """Only a module in train mode changes its buffers, so in eval mode this copies nothing."""
+        assert isinstance(self.model, nn.Module)
+        self._buffers = [
+            (buffer, buffer.detach().clone())
+            for module in self.model.modules()
+            if module.training
+            for buffer in module.buffers(recurse=False)
+        ]
+
+    # ------------------------------------------------------------------------------------------ passes
+
+    @contextlib.contextmanager
+    def _grad_enabled(self, x: Tensor) -> Iterator[Tensor]:
+        """x as a leaf that records gradients, also under an outer no_grad or inference_mode."""
+        autocast = (
+            torch.autocast(x.device.type, dtype=self.precision) if self.precision else contextlib.nullcontext()
+        )
+        with torch.inference_mode(False), torch.enable_grad(), autocast:
+            x = x.clone() if x.is_inference() else x.detach()
+            yield x.requires_grad_()
+
+    def _forward(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self.model(x if self.input_dtype is None else x.to(self.input_dtype))
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must return logits of shape ({x.shape[0]}, K), got {came}")
+        if logits.shape[1] < 2:
+            raise ValueError(f"model must return logits of at least 2 classes, got {tuple(logits.shape)}")
+        if not self._labels_checked:
+            check(
+                ((y >= 0) & (y < logits.shape[1])).all(),
+                lambda: f"labels must lie in 0..{logits.shape[1] - 1}, got {y.min().item()}..{y.max().item()}",
+            )
+            self._labels_checked = True
+        self.logits = logits.detach()
+        return logits
+
+    def _losses(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Objective and its derivative by the logits, in float32 or wider, both with the attack's sign."""
+        wide = logits.detach()
+        wide = wide if wide.dtype == torch.float64 else wide.float()
+        with torch.no_grad(), torch.autocast(wide.device.type, enabled=False):
+            loss, derivative = self._head(wide, y)
+        return (loss, derivative) if self.sign > 0 else (-loss, -derivative)
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss (B,), gradient of x's shape). One forward, one backward to the input."""
+        with self._grad_enabled(x) as leaf:
+            logits = self._forward(leaf, y)
+            loss, derivative = self._losses(logits, y)
+            scale = None
+            if torch.float16 in (self.precision, logits.dtype):
+                # Small derivatives underflow in float16: send each sample back at unit scale.
+                scale = derivative.abs().amax(1, keepdim=True)
+                derivative = derivative / torch.where(scale > 0, scale, 1.0)
+            (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
+        if scale is not None:
+            grad = grad * scale.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
+        return loss, grad.detach()
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Loss (B,) alone: one forward."""
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            if self.precision:
+                stack.enter_context(torch.autocast(x.device.type, dtype=self.precision))
+            return self._losses(self._forward(x, y), y)[0]
+
+    def fooled(self, y: Tensor) -> Tensor:
+        """(B,) bool: the last pass predicted another class than y (targeted: the class y)."""
+        assert self.logits is not None, "no pass was made yet"
+        reached = self.logits.argmax(1) == y
+        return reached if self.sign < 0 else ~reached
+
+    def differentiable(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """(loss, gradient, hvp): hvp(v) is the exact Hessian-vector product at x, one double backward each.
+
+        One forward and one backward here; the graph is kept as long as hvp is. Needs twice-differentiable operations,
+        and a model that is not compiled by torch.compile.
+        """
+        with self._grad_enabled(x) as leaf:
+            logits = self._forward(leaf, y)
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            loss = self.sign * self.objective(wide, y)
+            (grad,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+
+        def hvp(v: Tensor) -> Tensor:
+            if not grad.requires_grad:  # a loss that is linear in x
+                return torch.zeros_like(x)
+            with torch.inference_mode(False):
+                (product,) = torch.autograd.grad(grad, leaf, v, retain_graph=True, allow_unused=True)
+            return torch.zeros_like(x) if product is None else product.detach()
+
+        return loss.detach(), grad.detach(), hvp
+
+    def shared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(scalar sum of the losses, gradient of x's shape) of one pass that also serves the training step.
+
+        The scalar is differentiable in the parameters: their gradient is computed here, in the same backward as the
+        input's, and handed out when the caller's backward arrives. One forward and one backward to the parameters, in
+        the model's state of before the block; the statistics that it updates stay updated.
+        """
+        parameters = self._frozen
+        try:
+            for p in parameters:
+                p.requires_grad_(True)
+            with self._grad_enabled(x) as leaf:
+                logits = self._forward(leaf, y)
+                loss, derivative = self._losses(logits, y)
+                grad, *slopes = torch.autograd.grad(
+                    logits, [leaf, *parameters], derivative.to(logits.dtype), allow_unused=True
+                )
+        finally:
+            for p in parameters:
+                p.requires_grad_(False)
+        if isinstance(self.model, nn.Module):
+            self._save_buffers()
+        used = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
+        total = _Recycled.deferred(loss.sum(), used, parameters)
+        return total, grad.detach()
+
+
+class _Recycled(torch.autograd.Function):
+    """A loss whose parameter gradients are known already."""
+
+    @staticmethod
+    def deferred(loss: Tensor, used: list[tuple[nn.Parameter, Tensor]], frozen: list[nn.Parameter]) -> Tensor:
+        for p in frozen:  # the node must be built while the parameters need gradients
+            p.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                return _Recycled.apply(loss, tuple(s for _, s in used), *(p for p, _ in used))
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, slopes: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.slopes = slopes
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):  # type: ignore[override]
+        return None, None, *(upstream.to(slope.dtype) * slope for slope in ctx.slopes)
+
+
+def check(condition: Tensor, message: Callable[[], str]) -> None:
+    """Raise ValueError where the (0-d, bool) condition is false: at once on the CPU, as a device assertion on CUDA."""
+    if condition.device.type == "cuda":
+        torch._assert_async(condition, "soatfast: invalid labels or inputs (run on the CPU for the full message)")
+    elif not condition.item():
+        raise ValueError(message())

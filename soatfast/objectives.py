@@ -1,0 +1,84 @@
+"""Per-sample objectives that an attack raises: cross-entropy and (negative) margin, stable for confident samples.
+
+Each is a differentiable function (logits (B, K), labels (B,)) -> (B,), and has a closed form of its derivative, so that
+an attack pass needs no autograd graph behind the logits. Any callable of that form can stand in for a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    r"""-log softmax(z)_y per sample, as log(1 + sum_{j != y} exp(z_j - z_y)).
+
+    In float32 1 - p_y rounds to 0 for a confident sample while the other p_j survive; this form keeps value and gradient
+    (dl/dz_y = -sum_{j != y} p_j) exact there. Twice differentiable.
+
+    >>> import torch
+    >>> cross_entropy(torch.tensor([[40.0, 0.0, 0.0]]), torch.tensor([0]))
+    tensor([8.4967e-18])
+    """
+    label = y.unsqueeze(1)
+    others = (logits - logits.gather(1, label)).scatter(1, label, -torch.inf)
+    return F.softplus(others.logsumexp(1), threshold=50)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    r"""max_{j != y} z_j - z_y per sample: positive exactly when the prediction is not y. Ties: the lowest class.
+
+    >>> import torch
+    >>> margin(torch.tensor([[3.0, 1.0, 0.5]]), torch.tensor([0]))
+    tensor([-2.])
+    """
+    label = y.unsqueeze(1)
+    rival = logits.detach().scatter(1, label, -torch.inf).argmax(1, keepdim=True)
+    return (logits.gather(1, rival) - logits.gather(1, label)).squeeze(1)
+
+
+def _cross_entropy_with_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    label = y.unsqueeze(1)
+    others = (logits - logits.gather(1, label)).scatter_(1, label, -torch.inf)
+    log_odds = others.logsumexp(1, keepdim=True)  # of "not y" against y
+    wrong = torch.sigmoid(log_odds)  # sum of p_j over j != y
+    gradient = (others - log_odds).exp_().mul_(wrong).scatter_(1, label, -wrong)
+    return F.softplus(log_odds, threshold=50).squeeze(1), gradient
+
+
+def _margin_with_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    label = y.unsqueeze(1)
+    best, rival = logits.scatter(1, label, -torch.inf).max(1, keepdim=True)
+    gradient = torch.zeros_like(logits).scatter_(1, rival, 1.0).scatter_(1, label, -1.0)
+    return (best - logits.gather(1, label)).squeeze(1), gradient
+
+
+def _autograd_gradient(function: Objective) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def with_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            value = function(leaf, y)
+            if value.shape != y.shape:
+                raise ValueError(f"objective must return shape {tuple(y.shape)}, got {tuple(value.shape)}")
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), gradient
+
+    return with_gradient
+
+
+OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin}
+_WITH_GRADIENT = {"ce": _cross_entropy_with_gradient, "margin": _margin_with_gradient}
+
+
+def resolve(objective: str | Objective) -> tuple[Objective, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    """The objective as a differentiable function, and as (value, derivative with respect to the logits)."""
+    if isinstance(objective, str) and objective in OBJECTIVES:
+        return OBJECTIVES[objective], _WITH_GRADIENT[objective]
+    if callable(objective) and not isinstance(objective, str):
+        return objective, _autograd_gradient(objective)
+    raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)} or a callable, got {objective!r}")

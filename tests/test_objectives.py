@@ -1,0 +1,85 @@
+"""Objectives against plain PyTorch, and where plain PyTorch is wrong."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soatfast import objectives
+
+
+@given(st.integers(1, 5), st.integers(2, 7), st.floats(0.1, 30), st.integers(0, 10**6))
+def test_cross_entropy_equals_torch(rows, classes, scale, seed):
+    torch.manual_seed(seed)
+    z = scale * torch.randn(rows, classes, dtype=torch.float64)
+    y = torch.randint(0, classes, (rows,))
+    torch.testing.assert_close(objectives.cross_entropy(z, y), F.cross_entropy(z, y, reduction="none"))
+
+
+@pytest.mark.parametrize("name", ["ce", "margin"])
+def test_closed_form_gradient_equals_autograd(name):
+    torch.manual_seed(0)
+    z = (3 * torch.randn(40, 5, dtype=torch.float64)).requires_grad_()
+    y = torch.randint(0, 5, (40,))
+    function, with_gradient = objectives.resolve(name)
+    value = function(z, y)
+    (gradient,) = torch.autograd.grad(value.sum(), z)
+    loss, derivative = with_gradient(z.detach(), y)
+    torch.testing.assert_close(loss, value.detach())
+    torch.testing.assert_close(derivative, gradient)
+
+
+def test_confident_sample_keeps_its_gradient_in_float32():
+    # Plain cross-entropy has p_y - 1 = 0 here; the true derivative by z_y is -3 exp(-40).
+    z, y = torch.tensor([[40.0, 0.0, 0.0, 0.0]]), torch.tensor([0])
+    loss, derivative = objectives.resolve("ce")[1](z, y)
+    small = torch.tensor(-40.0, dtype=torch.float64).exp().item()
+    torch.testing.assert_close(derivative, torch.tensor([[-3 * small, small, small, small]]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(loss, torch.tensor([3 * small]), rtol=1e-4, atol=0)
+    leaf = z.clone().requires_grad_()
+    objectives.cross_entropy(leaf, y).sum().backward()
+    torch.testing.assert_close(leaf.grad, derivative, rtol=1e-4, atol=0)
+
+
+def test_hopeless_sample_stays_finite():
+    loss, derivative = objectives.resolve("ce")[1](torch.tensor([[-1e4, 1e4]]), torch.tensor([0]))
+    assert loss.item() == pytest.approx(2e4)
+    torch.testing.assert_close(derivative, torch.tensor([[-1.0, 1.0]]))
+
+
+def test_cross_entropy_is_twice_differentiable():
+    torch.manual_seed(0)
+    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([0, 3, 1])
+    assert torch.autograd.gradgradcheck(lambda z: objectives.cross_entropy(z, y), z)
+
+
+def test_margin_is_positive_exactly_when_wrong():
+    torch.manual_seed(0)
+    z, y = torch.randn(200, 5), torch.randint(0, 5, (200,))
+    assert torch.equal(objectives.margin(z, y) > 0, z.argmax(1) != y)
+
+
+def test_one_nan_row_leaves_the_others_alone():
+    z, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    spoiled = z.clone()
+    spoiled[1] = torch.nan
+    for name in ("ce", "margin"):
+        with_gradient = objectives.resolve(name)[1]
+        for clean, other in zip(with_gradient(z, y), with_gradient(spoiled, y), strict=True):
+            assert torch.equal(clean[[0, 2]], other[[0, 2]])
+
+
+def test_callable_objective():
+    function, with_gradient = objectives.resolve(lambda z, y: z.gather(1, y[:, None]).squeeze(1) ** 2)
+    z, y = torch.tensor([[1.0, 3.0]]), torch.tensor([1])
+    value, gradient = with_gradient(z, y)
+    assert value.item() == 9 and gradient.tolist() == [[0.0, 6.0]]
+
+
+def test_bad_objective():
+    with pytest.raises(ValueError, match="objective must be one of ce, margin"):
+        objectives.resolve("crossentropy")
+    with pytest.raises(ValueError, match="objective must return shape"):
+        objectives.resolve(lambda z, y: z.sum())[1](torch.zeros(2, 3), torch.tensor([0, 1]))
