@@ -1,1 +1,18 @@
-__version__="0.1.0"
+"""soatfast: second-order adversarial training made cheap. See README.md."""
+
+from . import attacks, gradients, hvp, losses, objectives, ops, passes
+from .config import show_config
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "attacks",
+    "gradients",
+    "hvp",
+    "losses",
+    "objectives",
+    "ops",
+    "passes",
+    "show_config",
+]

@@ -1,0 +1,162 @@
+"""What every attack has in common: fields, validation of the batch, and the way into the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..gradients import InputGradient, Mode, check
+from ..objectives import Objective, resolve
+from ..passes import Passes
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+# Rounding that normalising an image and undoing it leaves; anything further outside the box is an error.
+_BOX_TOLERANCE = 1e-6
+AttackType = TypeVar("AttackType", bound="Attack")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Common fields of all attacks; each attack adds its own.
+
+    Args:
+        eps: radius of the ball in input units (images in [0, 1]: 8/255, 0.3); a number, or a tensor of shape () or (B,).
+        p: order of the norm.
+        bounds: the box of valid inputs; the result always lies in it and in the ball.
+        objective: "ce" (cross-entropy), "margin" (max_{j != y} z_j - z_y) or a callable (logits, y) -> (B,); raised.
+        targeted: y is the class to reach; the objective is lowered.
+        mode: state of the model during the attack: "eval", "train" or "keep" (as the caller left it).
+        precision: None, or torch.bfloat16 / torch.float16 to run the passes under autocast.
+    """
+
+    eps: float | Tensor = 8 / 255
+    p: float = math.inf
+    bounds: tuple[float, float] = (0.0, 1.0)
+    objective: str | Objective = "ce"
+    targeted: bool = False
+    mode: Mode = "eval"
+    precision: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_radius(self.eps)
+        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not self.p >= 1:
+            raise ValueError(f"p must be a number >= 1 or math.inf, got {self.p!r}")
+        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
+        resolve(self.objective)
+        self._oracle(nn.Identity())  # mode and precision have one place where they are checked
+
+    def _oracle(self, model: Model) -> InputGradient:
+        return InputGradient(model, self.objective, self.mode, self.precision, self.targeted)
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial examples for x (B, ...) with labels y (B,): x's shape, dtype, device and layout, no gradient.
+
+        A float16 or bfloat16 batch is attacked in float32, the model is fed x's dtype, and the result is rounded
+        towards x, so that it stays inside the ball.
+
+        Raises:
+            TypeError: x is no floating tensor, y no integer tensor.
+            ValueError: lengths or devices differ, x has NaN or lies outside the bounds, labels are out of range,
+                the model returns something else than (B, K). On CUDA the checks of values are device assertions.
+        """
+        check_batch(x, y, self.bounds)
+        if len(x) == 0:
+            return x.detach().clone()
+        with self._oracle(model) as oracle:
+            return self.run(oracle, x, y)
+
+    def run(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None = None) -> Tensor:
+        """The attack on a checked batch in an entered oracle; g0 is the gradient at x, where it is known already."""
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        if half:
+            oracle.input_dtype = x.dtype
+        try:
+            wide = x.detach().float() if half else x.detach()
+            x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
+        finally:
+            oracle.input_dtype = None
+        return round_towards(x_adv, x.detach()) if half else x_adv
+
+    def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def passes(self, batch: int = 1) -> Passes:
+        """Passes of one call on a batch of this size, as :func:`~soatfast.gradients.count_passes` counts them."""
+        raise NotImplementedError
+
+    def bind(self, model: Model) -> Callable[[Tensor, Tensor], Tensor]:
+        """A callable (x, y) -> x_adv, for scripts written for attacks that hold their model."""
+        return functools.partial(self, model)
+
+    def with_eps(self: AttackType, eps: float | Tensor) -> AttackType:
+        """The same attack with another radius."""
+        return dataclasses.replace(self, eps=eps)
+
+    def _broadcast(self, per_sample: float | Tensor, x: Tensor) -> float | Tensor:
+        """A scalar or per-sample tensor shaped to multiply x."""
+        if not isinstance(per_sample, Tensor) or per_sample.dim() == 0:
+            return per_sample
+        return per_sample.view(-1, *(1,) * (x.dim() - 1))
+
+
+def check_radius(eps: Any, name: str = "eps") -> None:
+    if isinstance(eps, Tensor):
+        if eps.dim() > 1 or not eps.is_floating_point():
+            raise ValueError(f"{name} must be a number or a floating tensor of shape () or (B,), got {eps.dtype} of "
+                             f"shape {tuple(eps.shape)}")
+        if eps.numel():
+            check((eps >= 0).all() & eps.isfinite().all(), lambda: f"{name} must be finite and >= 0, got {eps}")
+        return
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(eps).__name__}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{name} must be finite and >= 0, got {eps!r}")
+
+
+def check_steps(steps: Any, name: str = "steps") -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"{name} must be a whole number, got {steps!r}")
+    if steps < 1:
+        raise ValueError(f"{name} must be at least 1, got {steps!r}")
+
+
+def check_batch(x: Tensor, y: Tensor, bounds: tuple[float, float]) -> None:
+    """Everything that can be wrong with a batch, once per call; values asynchronously on CUDA."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"y must be a tensor of integer labels, got {getattr(y, 'dtype', type(y).__name__)}")
+    if x.dim() < 2:
+        raise ValueError(f"x must be a batch of shape (B, ...), got shape {tuple(x.shape)}")
+    if y.dim() != 1 or len(y) != len(x):
+        raise ValueError(f"y must have shape ({len(x)},) to go with x {tuple(x.shape)}, got {tuple(y.shape)}")
+    if x.device != y.device:
+        raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
+    if x.numel() == 0:
+        return
+    lower, upper = bounds
+    slack = _BOX_TOLERANCE * (upper - lower)
+    low, high = torch.aminmax(x)  # NaN if there is one
+    check(
+        (low >= lower - slack) & (high <= upper + slack),
+        lambda: f"x must lie in bounds [{lower}, {upper}] without NaN, got values from {low.item()} to {high.item()}",
+    )
+
+
+def round_towards(x_adv: Tensor, x: Tensor) -> Tensor:
+    """x_adv (float32) in x's half dtype, no entry further from x than it was."""
+    rounded = x_adv.to(x.dtype)
+    beyond = (rounded.float() - x.float()).abs() > (x_adv - x.float()).abs()
+    bits = rounded.view(torch.int16).int()
+    order = torch.where(bits >= 0, bits, -32768 - bits)  # float order as integer order
+    order = order + torch.sign(x.float() - rounded.float()).int()
+    inward = torch.where(order >= 0, order, -32768 - order).to(torch.int16).view(x.dtype)
+    return torch.where(beyond, inward, rounded)

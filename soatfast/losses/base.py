@@ -1,0 +1,68 @@
+"""What every training loss has in common, and the plain one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from ..attacks.base import check_batch
+from ..objectives import cross_entropy
+from ..passes import Passes, passes_of
+
+LossType = TypeVar("LossType", bound="Loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """``loss(model, x, y)`` returns the scalar to call ``.backward()`` on.
+
+    The training forwards run in the mode and through the wrapper (DistributedDataParallel, autocast) that the caller
+    gives; an attack inside runs in its own mode and leaves the model as it was.
+    """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def passes(self, batch: int = 1) -> Passes:
+        """Passes of one training step (this loss and its backward), as ``count_passes`` counts them."""
+        raise NotImplementedError
+
+    def with_eps(self: LossType, eps: float | Tensor) -> LossType:
+        """The same loss with another radius, for an eps ramp."""
+        raise NotImplementedError
+
+
+def sample_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy (B,) of a training forward, in float32 or wider."""
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must return logits of shape ({x.shape[0]}, K), got {came}")
+    return cross_entropy(logits if logits.dtype.itemsize > 4 else logits.float(), y)
+
+
+def mean(losses: Tensor) -> Tensor:
+    """Mean over the batch; 0 for an empty one, still attached to the model."""
+    return losses.sum() / max(len(losses), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Loss):
+    """Standard training: mean_i l_i(x). Passes: 1 forward, 1 backward to the parameters.
+
+    >>> import torch
+    >>> CrossEntropy()(torch.nn.Identity(), torch.zeros(3, 2), torch.tensor([0, 1, 0]))
+    tensor(0.6931)
+    """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_batch(x, y, (-float("inf"), float("inf")))
+        return mean(sample_losses(model, x, y))
+
+    def passes(self, batch: int = 1) -> Passes:
+        return passes_of(batch, forward=1, backward_parameters=1)
+
+    def with_eps(self, eps: float | Tensor) -> CrossEntropy:
+        return self

@@ -1,0 +1,113 @@
+"""SCORPIO (Tsai et al. 2020, arXiv 2009.04923): second-order regularisation by the quadratic attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..attacks import FrankWolfe
+from ..attacks.base import check_batch
+from ..gradients import Mode
+from ..hvp import Scheme
+from ..ops import Init
+from ..passes import Passes, passes_of
+from .base import Loss, mean, sample_losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class SCORPIO(Loss):
+    r"""mean_i [ l_i(x) + r (l_i(x + v_i) - l_i(x)) ], v the quadratic attack (:class:`~soatfast.attacks.FrankWolfe`).
+
+    r = ``strength``. At r = 1 this is adversarial training on v, and the clean loss is not computed. At r > 1 the clean
+    loss has the weight 1 - r < 0, as in the paper. v carries no gradient; x + v is clamped to ``bounds``.
+
+    With ``mode="keep"`` (the attack sees the model exactly as the training forward does: right for a network without
+    batch norm and dropout) the clean pass is shared: one forward and one backward give l(x), g(x) and the clean
+    parameter gradient together. ``recycle=False`` turns that off.
+
+    Args:
+        eps, p, bounds, steps, scheme, h, init, mode: of the attack.
+        strength: r > 0; the paper tunes it in 0.5..1.5.
+        recycle: share the clean pass where the mode allows it.
+
+    Defaults: the paper's CIFAR-10 Linf setting FE(3): eps = 8/255, h = r = 1.05.
+
+    Passes, FE(N): N+1 forwards and backwards to the input, then 2 forwards and 1 backward to the parameters (1 forward
+    at r = 1). Shared: N+2 forwards, N backwards to the input, 2 backwards to the parameters.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> loss = SCORPIO(eps=0.1, steps=3)
+    >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])).backward()
+    >>> loss.passes().forward, loss.passes().backward_input, loss.passes().backward_parameters
+    (6, 4, 1)
+    """
+
+    eps: float = 8 / 255
+    p: float = math.inf
+    bounds: tuple[float, float] = (0.0, 1.0)
+    steps: int = 3
+    scheme: Scheme = "fe"
+    h: float = 1.05
+    init: Init = "scaled"
+    mode: Mode = "eval"
+    strength: float = 1.05
+    recycle: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)):
+            raise TypeError(f"strength must be a number, got {type(self.strength).__name__}")
+        if not 0 < self.strength < math.inf:
+            raise ValueError(f"strength must be finite and > 0, got {self.strength!r}")
+        _ = self.attack  # checks the rest
+
+    @property
+    def attack(self) -> FrankWolfe:
+        """The quadratic attack that gives v."""
+        return FrankWolfe(
+            eps=self.eps,
+            p=self.p,
+            bounds=self.bounds,
+            steps=self.steps,
+            scheme=self.scheme,
+            h=self.h,
+            init=self.init,
+            mode=self.mode,
+        )
+
+    @property
+    def _shares(self) -> bool:
+        return self.recycle and self.mode == "keep" and self.scheme != "exact" and self.strength != 1
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        attack = self.attack
+        if not self._shares or len(x) == 0:
+            x_adv = attack(model, x, y)
+            attacked = mean(sample_losses(model, x_adv, y))
+            if self.strength == 1:
+                return attacked
+            clean = mean(sample_losses(model, x, y))
+        else:
+            check_batch(x, y, self.bounds)
+            with attack._oracle(model) as oracle:
+                total, g0 = oracle.shared(x, y)
+                x_adv = attack.run(oracle, x, y, g0)
+            clean = total / len(x)
+            attacked = mean(sample_losses(model, x_adv, y))
+        return clean + self.strength * (attacked - clean)
+
+    def passes(self, batch: int = 1) -> Passes:
+        if self._shares:
+            shared = passes_of(batch, forward=1, backward_parameters=1)
+            probes = self.attack.passes(batch) + passes_of(batch, forward=1, backward_input=1) * -1
+            return shared + probes + passes_of(batch, forward=1, backward_parameters=1)
+        trained = 1 if self.strength == 1 else 2
+        # One backward() goes back through all training forwards.
+        both = Passes(trained, 0, 1, trained * batch, 0, trained * batch)
+        return self.attack.passes(batch) + both
+
+    def with_eps(self, eps: float | Tensor) -> SCORPIO:
+        return dataclasses.replace(self, eps=eps)
