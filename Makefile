@@ -1,0 +1,66 @@
+# soatfast: `make demo` and `make test` work on a fresh clone; both set up .venv first.
+PYTHON ?= python3
+VENV   ?= .venv
+# 2.13.0 is what the project is developed against; any torch >= 2.11 works (make setup TORCH=torch==2.11.0).
+TORCH  ?= torch==2.13.0
+RUN     = $(VENV)/bin/python -m
+NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+                nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+
+.PHONY: help setup nvcc demo compare test lint bench gpu-check doctor clean
+help:
+	@echo "make demo       train the four models of the README on real digits, write runs/demo"
+	@echo "make test       run the tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      time the ops and attacks against their baselines, print the ratios"
+	@echo "make compare    the README's table: the demo with three seeds (about 12 minutes)"
+	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
+	@echo "make doctor     versions, devices, and which kernel serves each op"
+
+SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml
+
+setup: $(VENV)/.soatfast
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "soatfast needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed: install python3-venv" >&2; exit 1; }
+
+# torch comes first and alone, so that nothing else chooses its version.
+$(VENV)/.soatfast: $(VENV)/bin/python $(SOURCES)
+	$(RUN) pip install -q $(TORCH) "setuptools>=77" wheel ninja pybind11 "numpy>=1.26"
+	$(RUN) pip install -q --no-build-isolation -e ".[dev]"
+	$(RUN) pip install -q --no-deps torchattacks==3.5.1
+	@touch $@
+
+nvcc: $(VENV)/bin/python
+	@command -v nvcc >/dev/null || test -n "$$CUDA_HOME" || $(RUN) pip install -q $(NVCC_PACKAGES)
+
+demo: setup
+	$(VENV)/bin/soatfast compare
+
+compare: setup
+	$(VENV)/bin/soatfast compare --seeds 3 --run-dir runs/compare
+
+test: setup
+	$(RUN) pytest -q tests/ops/triton/test_aot.py
+	TRITON_INTERPRET=1 $(RUN) pytest -q tests/ops/triton
+	$(RUN) pytest -q benchmarks --benchmark-disable
+	$(RUN) pytest -q --ignore=tests/ops/triton
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: setup
+	$(RUN) pytest -q benchmarks --benchmark-json=runs/bench.json
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
+doctor: setup
+	$(VENV)/bin/soatfast doctor
+
+clean:
+	rm -rf build *.egg-info soatfast/*.so runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
