@@ -1,0 +1,179 @@
+"""Every kernel compiled for sm_80, sm_90 and sm_100 without a GPU: registers, spills, vector loads, bytes.
+
+``REGISTERS`` is a budget with a little slack. A failure there is a question, not a verdict: more registers
+mean fewer programs at a time on a multiprocessor. Spills are an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels compile only without TRITON_INTERPRET", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from soatfast.ops.reference import INIT_LMO, INIT_RAW, INIT_SCALED  # noqa: E402
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+ARCHITECTURES = (80, 90, 100)
+ON_CHIP, STREAMING = (784, 3072), 150528  # (1, 28, 28), (3, 32, 32) and (3, 224, 224)
+
+# op and p -> most registers a thread in float32 on any architecture: on chip up to D = 3072, and streaming.
+REGISTERS: dict[str, dict[float, tuple[int, int]]] = {
+    "lmo": {1: (56, 40), 2: (64, 40), 3: (112, 56), math.inf: (40, 40)},
+    "frank_wolfe_init": {1: (88, 48), 2: (88, 48), 3: (112, 56), math.inf: (72, 40)},
+    "frank_wolfe_step": {1: (112, 72), 2: (96, 64), 3: (104, 72), math.inf: (120, 80)},
+    "project": {1: (72, 40), 2: (72, 48), math.inf: (56, 40)},
+    "project exact": {1: (96, 40), 2: (96, 48)},
+    "pgd_step": {1: (72, 48), 2: (72, 48), math.inf: (56, 40)},
+    "pgd_step exact": {1: (96, 48), 2: (104, 48)},
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One set of constexprs of an op, with the loads and stores of an entry that the kernel budget allows."""
+
+    op: str
+    p: float
+    options: dict[str, Any] = field(default_factory=dict)
+    loads: int = 1
+    stores: int = 1
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.op, f"p{self.p:g}", *(f"{k}{int(v)}" for k, v in self.options.items())])
+
+
+def _variants() -> Iterator[Variant]:
+    for p in (1.0, 2.0, 3.0, math.inf):
+        yield Variant("lmo", p)
+        yield Variant("frank_wolfe_init", p, {"init": INIT_SCALED, "central": True}, 2, 3)
+        yield Variant("frank_wolfe_init", p, {"init": INIT_LMO, "central": False}, 2, 2)
+        yield Variant("frank_wolfe_step", p, {"central": False, "last": False}, 4, 2)
+        yield Variant("frank_wolfe_step", p, {"central": True, "last": False}, 5, 3)
+    yield Variant("frank_wolfe_init", 2.0, {"init": INIT_RAW, "central": False}, 2, 2)
+    yield Variant("frank_wolfe_step", 2.0, {"central": False, "last": True}, 4, 2)
+    yield Variant("frank_wolfe_step", math.inf, {"central": True, "last": True}, 5, 2)
+    for p in (1.0, 2.0, math.inf):
+        for exact in (False, True) if p < math.inf else (False,):
+            yield Variant("project", p, {"exact": exact}, 2, 1)
+            yield Variant("pgd_step", p, {"exact": exact}, 3, 1)
+
+
+VARIANTS = tuple(_variants())
+
+
+@dataclass(frozen=True)
+class Compiled:
+    ptx: str
+    registers: int
+    stack: int
+    constexprs: dict[str, Any]
+    warps: int
+
+    def accesses(self, kind: str) -> list[str]:
+        """The PTX instructions of global ``ld`` or ``st``."""
+        return re.findall(rf"\b{kind}\.global[.\w]*", self.ptx)
+
+
+def _compiled(
+    variant: Variant,
+    entries: int,
+    dtype: torch.dtype,
+    capability: int,
+    folder: Path,
+    absent: tuple[str, ...] = ("eps_ptr", "alpha_ptr"),
+) -> Compiled:
+    launch = importlib.import_module("soatfast.ops.triton._launch")
+    module = importlib.import_module(f"soatfast.ops.triton.{variant.op}")
+    kernel = getattr(module, f"{variant.op}_kernel")
+    constexprs = module.constexprs(entries, dtype, variant.p, **variant.options)
+    signature, values, attributes = launch.aot_source(
+        kernel, dtype, constexprs, absent, unaligned=entries % 16 != 0
+    )
+    warps = launch.warps(constexprs)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    path = folder / "kernel.cubin"
+    path.write_bytes(binary.asm["cubin"])
+    usage = subprocess.run([CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    return Compiled(binary.asm["ptx"], int(found[1]), int(found[2]), constexprs, warps)
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES, ids="sm_{}".format)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_float32_budget(variant: Variant, capability: int, tmp_path: Path) -> None:
+    """No spill, registers within the budget, 16-byte accesses, each operand read and written once."""
+    on_chip, streaming = REGISTERS[variant.op + " exact" * variant.options.get("exact", False)][variant.p]
+    for entries in (*ON_CHIP, STREAMING) if capability == 90 else (ON_CHIP[-1], STREAMING):
+        made = _compiled(variant, entries, torch.float32, capability, tmp_path)
+        label = f"{variant.name} D={entries} sm_{capability}"
+        assert made.stack == 0, f"{label} spills {made.stack} bytes a thread"
+        budget = streaming if entries == STREAMING else on_chip
+        assert made.registers <= budget, f"{label}: {made.registers} registers, budget {budget}"
+        loads, stores = made.accesses("ld"), made.accesses("st")
+        per_operand = made.constexprs["BLOCK"] // (made.warps * 32 * 4)  # 16-byte accesses of a thread
+        narrow = [access for access in loads if ".v4" not in access]
+        assert not narrow, f"{label}: narrow loads {narrow}"
+        assert sum(".v4" in access for access in stores) == variant.stores * per_operand, label
+        single_pass = made.constexprs["ON_CHIP"] or variant.p == math.inf
+        if variant.options.get("init") == INIT_RAW:
+            single_pass = True
+        elif variant.options.get("init") == INIT_SCALED and not made.constexprs["ON_CHIP"]:
+            single_pass = False  # eps g / max|g|: the maximum first
+        if single_pass:
+            assert len(loads) == variant.loads * per_operand, f"{label}: {len(loads)} loads"
+        else:
+            assert len(loads) > variant.loads * per_operand, label
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS[::3], ids=lambda v: v.name)
+def test_other_dtypes_do_not_spill(variant: Variant, dtype: torch.dtype, tmp_path: Path) -> None:
+    for entries in (ON_CHIP[-1], STREAMING):
+        made = _compiled(variant, entries, dtype, 90, tmp_path)
+        assert made.stack == 0, f"{variant.name} D={entries} spills {made.stack} bytes a thread"
+        assert all(".v4.b32" in a or ".v2.b64" in a for a in made.accesses("ld")), made.accesses("ld")
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES, ids="sm_{}".format)
+@pytest.mark.parametrize("variant", VARIANTS[::2], ids=lambda v: v.name)
+def test_longest_rows_on_chip_do_not_spill(variant: Variant, capability: int, tmp_path: Path) -> None:
+    module = importlib.import_module(f"soatfast.ops.triton.{variant.op}")
+    longest = max(
+        entries
+        for entries in (4096, 8192, 16384)
+        if module.constexprs(entries, torch.float32, variant.p, **variant.options)["ON_CHIP"]
+    )
+    assert _compiled(variant, longest, torch.float32, capability, tmp_path).stack == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS[::4], ids=lambda v: v.name)
+def test_unaligned_rows_and_per_sample_tensors_compile(variant: Variant, tmp_path: Path) -> None:
+    made = _compiled(variant, 785, torch.float32, 90, tmp_path, absent=())
+    assert made.stack == 0
+
+
+def test_the_launchers_register_for_cuda() -> None:
+    import soatfast.ops.triton as kernels
+
+    for op in kernels.register():
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"soatfast::{op}", "CUDA")
+    assert kernels.register() == kernels.OPS  # again: no second registration
