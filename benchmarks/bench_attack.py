@@ -1,0 +1,63 @@
+"""Attacks on a whole model: against their bare network passes, and against torchattacks.
+
+A bare pass is the least that any attack does: ``autograd.grad`` of the summed cross-entropy by the input, model in eval
+mode, nothing else. An attack that costs ten of them has no overhead.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.harness import race
+from soatfast.attacks import PGD, FrankWolfe
+from soatfast.train.models import ResNet18, SmallCNN
+
+
+def problem(network: str, batch: int):
+    torch.manual_seed(0)
+    model = SmallCNN() if network == "SmallCNN" else ResNet18(width=64)
+    shape = (1, 28, 28) if network == "SmallCNN" else (3, 32, 32)
+    return model.eval(), torch.rand(batch, *shape), torch.randint(0, 10, (batch,))
+
+
+def bare_passes(model, x, y, passes: int):
+    for _ in range(passes):
+        leaf = x.detach().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+    return g
+
+
+SIZES = [("SmallCNN", 128), ("SmallCNN", 16), ("ResNet18", 8)]
+
+
+@pytest.mark.parametrize(("network", "batch"), SIZES)
+def bench_pgd(benchmark, network, batch):
+    model, x, y = problem(network, batch)
+    torchattacks = pytest.importorskip("torchattacks")
+    eps, alpha, steps = 0.2, 0.05, 10
+    ours = PGD(eps=eps, step_size=alpha, steps=steps, random_start=False)
+    theirs = torchattacks.PGD(model, eps=eps, alpha=alpha, steps=steps, random_start=False)
+    if benchmark.disabled:
+        x, y = x[:2], y[:2]
+    # Signs of gradients near zero differ between two sums of the same terms; one such step moves a pixel by 2 alpha.
+    differing = ((ours(model, x, y) - theirs(x, y)).abs() > 1e-5).float().mean()
+    assert differing < 1e-3, f"{differing:.1%} of the pixels differ from torchattacks"
+    candidates = {
+        "soatfast": lambda: ours(model, x, y),
+        "10 bare passes": lambda: bare_passes(model, x, y, steps),
+        "torchattacks": lambda: theirs(x, y),
+    }
+    rounds = 60 if network == "SmallCNN" else 7
+    race(benchmark, f"PGD-10 {network} batch {batch}", candidates, rounds=rounds, checked=False)
+
+
+@pytest.mark.parametrize("scheme", ["fe", "cd"])
+def bench_frank_wolfe(benchmark, scheme):
+    model, x, y = problem("SmallCNN", 128)
+    attack = FrankWolfe(eps=0.2, scheme=scheme)
+    passes = attack.passes().forward_samples
+    candidates = {
+        "soatfast": lambda: attack(model, x, y),
+        f"{passes} bare passes": lambda: bare_passes(model, x, y, passes),
+    }
+    race(benchmark, f"FrankWolfe-{scheme} SmallCNN batch 128", candidates, checked=False)

@@ -1,0 +1,20 @@
+"""frank_wolfe_step at (128, 3072) float32, forward Euler and central differences."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from . import harness
+
+
+@pytest.mark.parametrize("backend", harness.BACKENDS)
+@pytest.mark.parametrize("scheme", ["fe", "cd"])
+@pytest.mark.parametrize("p", [math.inf, 2.0, 1.0, 3.0])
+def test_frank_wolfe_step(benchmark, p: float, scheme: str, backend: str) -> None:
+    t = harness.batch(benchmark)
+    central = scheme == "cd"
+    g1 = t["stacked"] if central else t["plus"]
+    args = (t["g"], g1, t["v"], t["x"], p, 8 / 255, None, 0.5, 1.05, central, False, 0.0, 1.0)
+    harness.run(benchmark, "frank_wolfe_step", backend, args)

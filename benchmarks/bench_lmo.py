@@ -1,0 +1,16 @@
+"""lmo at (128, 3072) float32."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from . import harness
+
+
+@pytest.mark.parametrize("backend", harness.BACKENDS)
+@pytest.mark.parametrize("p", [math.inf, 2.0, 1.0, 3.0])
+def test_lmo(benchmark, p: float, backend: str) -> None:
+    t = harness.batch(benchmark)
+    harness.run(benchmark, "lmo", backend, (t["g"], p, 8 / 255, None))
