@@ -34,6 +34,7 @@ def _checked_backend(name: str) -> str:
 
 
 _checked_backend(_choice)
+contract.define()
 load.load_libraries()
 
 
@@ -145,7 +146,8 @@ def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
 
     s_i = eps sgn(g_i) |g_i|^(q-1) / (sum_j |g_j|^q)^(1/p), with 1/p + 1/q = 1; the optimal value is eps ||g||_q.
     p = inf gives eps sgn(g); p = 1 puts all of eps on the first entry of largest |g| (in memory order).
-    The exponent is q - 1 = q/p; SCORPIO (Tsai et al. 2020) prints p/q in equation (8), which is right only for p = 2.
+    The exponent is q - 1 = q/p; SCORPIO (Tsiligkaridis and Roberts 2020) prints p/q in
+    equation (8), which is right only for p = 2.
 
     Args:
         g: (B, ...) gradient, float32, float64, bfloat16 or float16.
@@ -198,9 +200,9 @@ def frank_wolfe_init(
 ) -> tuple[Tensor, Tensor]:
     r"""The start v_0 of the quadratic Frank-Wolfe attack and the first probe x + h v_0.
 
-    ``scaled``: v_0 = eps g0 / ||g0||_p (SCORPIO's text). ``lmo``: the maximiser of <g0, v>. ``raw``: v_0 = g0, as printed
-    in SCORPIO's Algorithm 1 (not feasible in general). With ``central``, the probe is the stacked (2B, ...) batch
-    [x + h v_0; x - h v_0].
+    ``scaled``: v_0 = eps g0 / ||g0||_p (SCORPIO's text). ``lmo``: the maximiser of <g0, v>. ``raw``: v_0 = g0, as
+    printed in SCORPIO's Algorithm 1 (not feasible in general). With ``central``, the probe is the stacked
+    (2B, ...) batch [x + h v_0; x - h v_0].
 
     Returns:
         (v_0, probe) of x's layout and dtype.
@@ -247,7 +249,8 @@ def frank_wolfe_step(
     With G = g0 + (g1 - g0)/h (forward Euler, g1 the gradient at x + h v), or
     G = g0 + (g1+ - g1-)/(2h) (``central``: g1 stacks the gradients at x + h v and x - h v, shape (2B, ...)):
 
-        s = lmo_p(G; eps),  gap = <G, s - v>,  v' = v + gamma (s - v),  probe = x + h v'  (central: [x + h v'; x - h v'])
+        s = lmo_p(G; eps),  gap = <G, s - v>,  v' = v + gamma (s - v),
+        probe = x + h v'  (central: [x + h v'; x - h v'])
 
     and, on the ``last`` step, probe = clamp(x + v', bounds), the adversarial example itself. Probes are not clamped:
     that would change the direction that is differenced. gap >= 0 bounds how much the linearised objective can still

@@ -53,10 +53,10 @@ def _rows(*tensors: Tensor) -> None:
     first = tensors[0]
     torch._check(first.dtype in _DTYPES, lambda: f"expected a floating dtype, got {first.dtype}")
     for t in tensors:
-        torch._check(t.dim() == 2, lambda: f"expected a (B, D) tensor, got {t.dim()} dimensions")
-        torch._check(t.shape == first.shape, lambda: f"expected shape {first.shape}, got {t.shape}")
-        torch._check(t.dtype == first.dtype, lambda: f"expected {first.dtype}, got {t.dtype}")
-        torch._check(t.device == first.device, lambda: f"expected device {first.device}, got {t.device}")
+        torch._check(t.dim() == 2, lambda t=t: f"expected a (B, D) tensor, got {t.dim()} dimensions")
+        torch._check(t.shape == first.shape, lambda t=t: f"expected shape {first.shape}, got {t.shape}")
+        torch._check(t.dtype == first.dtype, lambda t=t: f"expected {first.dtype}, got {t.dtype}")
+        torch._check(t.device == first.device, lambda t=t: f"expected device {first.device}, got {t.device}")
 
 
 def _empty(like: Tensor, rows: int | torch.SymInt | None = None) -> Tensor:
@@ -107,12 +107,10 @@ class _Fakes:
         return _empty(x)
 
 
-def _define() -> None:
+def define() -> None:
+    """Register every op; once, when :mod:`soatfast.ops` is imported."""
     for name, schema in SCHEMAS.items():
         qualified = f"{NAMESPACE}::{name}"
         torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
         torch.library.impl(qualified, "CompositeExplicitAutograd", getattr(reference, name))
         torch.library.register_fake(qualified, getattr(_Fakes, name))
-
-
-_define()

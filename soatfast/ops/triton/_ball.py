@@ -15,7 +15,7 @@ tuples:
 A NaN in x_adv or x stays where it is and counts as 0 in the sums.
 """
 
-# ruff: noqa: SIM108, SIM300 - branches on constexprs read better written out
+# ruff: noqa: SIM300 - branches on constexprs read better written out
 from __future__ import annotations
 
 import triton
@@ -78,9 +78,7 @@ def project_row(
         else:
             step = (0, 0, 0, 0, 0)
         delta = moved - x
-        number = _row_number(
-            delta, x, source, step, eps, lower, upper, NORM, EXACT, STEP, ON_CHIP, BLOCK, ACC
-        )
+        number = _row_number(delta, x, source, step, eps, lower, upper, NORM, EXACT, STEP, ON_CHIP, BLOCK, ACC)
         delta = _projected(delta, x, number, eps, lower, upper, NORM, EXACT)
         store(out_ptr + base, offs, clamp(x + delta, lower, upper), mask)
     else:
@@ -99,9 +97,7 @@ def project_row(
 
 
 @triton.jit
-def _step_stats(
-    g, source, k, NORM: tl.constexpr, ON_CHIP: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr
-):
+def _step_stats(g, source, k, NORM: tl.constexpr, ON_CHIP: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """(m, total, level, count): the row's maximum and scaled sum of squares for p = 2, its k-th largest size
     and how many entries reach it for p = 1."""
     m, total, first = no_stats(ACC)

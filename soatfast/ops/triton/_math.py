@@ -8,7 +8,6 @@ Division and root are the correctly rounded ones. The power has its own logarith
 the hardware's lg2.approx loses the relative accuracy near 1 that |g|^(q-1) needs.
 """
 
-# ruff: noqa: SIM108 - branches on constexprs read better written out
 from __future__ import annotations
 
 import struct

@@ -26,9 +26,7 @@ from ._row import (
 
 
 @triton.jit
-def _model_gradient(
-    g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL: tl.constexpr, ACC: tl.constexpr
-):
+def _model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL: tl.constexpr, ACC: tl.constexpr):
     """G = g0 + (g1 - g0)/h, or g0 + (g1+ - g1-)/(2h); cleaned. [BLOCK]"""
     g0 = load(g0_ptr + base, offs, mask, ACC)
     g1 = load(g1_ptr + base, offs, mask, ACC)

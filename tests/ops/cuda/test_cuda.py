@@ -14,9 +14,7 @@ from soatfast.testing import DTYPES, OPS, Case, compare, op_cases
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="needs a GPU: run `make gpu-check` where one is at hand"
-    ),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: run `make gpu-check` where one is at hand"),
 ]
 
 # On chip and streaming, aligned to 16 bytes and not: above 4096 entries the exact projections stream, above

@@ -103,9 +103,7 @@ def _compiled(
     module = importlib.import_module(f"soatfast.ops.triton.{variant.op}")
     kernel = getattr(module, f"{variant.op}_kernel")
     constexprs = module.constexprs(entries, dtype, variant.p, **variant.options)
-    signature, values, attributes = launch.aot_source(
-        kernel, dtype, constexprs, absent, unaligned=entries % 16 != 0
-    )
+    signature, values, attributes = launch.aot_source(kernel, dtype, constexprs, absent, unaligned=entries % 16 != 0)
     warps = launch.warps(constexprs)
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})

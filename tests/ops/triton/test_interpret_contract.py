@@ -73,10 +73,7 @@ def test_per_sample_radii_are_rows_of_scalar_calls() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_channels_last_through_the_public_functions(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(4)
-    x, g, v = (
-        torch.rand(2, 3, 4, 5, generator=generator).contiguous(memory_format=torch.channels_last)
-        for _ in "123"
-    )
+    x, g, v = (torch.rand(2, 3, 4, 5, generator=generator).contiguous(memory_format=torch.channels_last) for _ in "123")
     calls = {
         "lmo": lambda: ops.lmo(g, 2, 0.5),
         "frank_wolfe_init": lambda: ops.frank_wolfe_init(g, x, 3, 0.5, h=1.1),

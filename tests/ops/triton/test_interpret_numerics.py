@@ -49,9 +49,7 @@ def test_matches_the_reference(
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 7, 40])
-def test_kth_largest_is_exact_with_ties_and_zeros(
-    k: int, streaming: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kth_largest_is_exact_with_ties_and_zeros(k: int, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries of the step: those of at least the k-th largest size, ties included, zeros never."""
     if streaming:
         force_streaming(monkeypatch)
@@ -68,17 +66,13 @@ def test_kth_largest_is_exact_with_ties_and_zeros(
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("p", [1.0, 2.0])
-def test_exact_projection_reaches_the_sphere(
-    p: float, streaming: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exact_projection_reaches_the_sphere(p: float, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the box leaves room, the result has norm eps; never more."""
     if streaming:
         force_streaming(monkeypatch)
     generator = torch.Generator().manual_seed(3)
     x = torch.rand(6, 90, generator=generator, dtype=torch.float64)
-    x_adv = x + torch.randn(6, 90, generator=generator, dtype=torch.float64) * torch.rand(
-        6, 1, dtype=torch.float64
-    )
+    x_adv = x + torch.randn(6, 90, generator=generator, dtype=torch.float64) * torch.rand(6, 1, dtype=torch.float64)
     eps = torch.tensor([0.0, 0.01, 0.3, 1.0, 2.0, 1e3], dtype=torch.float64)
     y = launcher("project")(x_adv, x, p, 0.0, eps, 0.0, 1.0, True)
     reach = torch.linalg.vector_norm(x_adv.clamp(0, 1) - x, ord=p, dim=1)

@@ -1,0 +1,106 @@
+// What a CPU op hands to its row kernels, and the table of row kernels of one instruction set.
+//
+// The kernels in rows.inc are compiled once per instruction set, each copy in a translation unit with its own compiler
+// flags and its own namespace; isa.cpp picks a table when the library is first used. Those units include no header
+// with shared inline functions: the linker could take the AVX-512 copy of one for everybody.
+#pragma once
+
+#include <cstdint>
+
+namespace soatfast::cpu {
+
+enum class DType { kFloat, kDouble, kBFloat16, kHalf };
+
+// A number, or a tensor of one per sample (or one for all).
+struct PerSample {
+  double number;
+  const void* tensor;  // accumulation dtype, or null
+  int64_t count;       // 1 or B
+};
+
+struct Lmo {
+  DType dtype;
+  int64_t size;   // D
+  const void* g;  // [B, D]
+  double p;
+  PerSample eps;
+  void* s;  // [B, D]
+};
+
+struct LpNorm {
+  DType dtype;
+  int64_t size;
+  const void* g;  // [B, D]
+  double p;
+  void* norm;  // [B], accumulation dtype
+};
+
+struct FrankWolfeInit {
+  DType dtype;
+  int64_t size, rows;
+  const void *g0, *x;  // [B, D]
+  double p;
+  PerSample eps;
+  int64_t init;
+  double h;
+  bool central;
+  void* v;      // [B, D]
+  void* probe;  // [B, D] or [2B, D]
+};
+
+struct FrankWolfeStep {
+  DType dtype;
+  int64_t size, rows;
+  const void* g0;  // [B, D]
+  const void* g1;  // [B, D] or [2B, D]
+  const void *v, *x;  // [B, D]
+  double p;
+  PerSample eps;
+  double gamma, h;
+  bool central, last;
+  double lower, upper;
+  void* v_new;  // [B, D]
+  void* probe;  // [B, D] or [2B, D]
+  void* gap;    // [B], accumulation dtype
+};
+
+struct Project {
+  DType dtype;
+  int64_t size;
+  const void *x_adv, *x;  // [B, D]
+  double p;
+  PerSample eps;
+  double lower, upper;
+  bool exact;
+  void* out;  // [B, D]
+};
+
+struct PgdStep {
+  DType dtype;
+  int64_t size;
+  const void *x_adv, *g, *x;  // [B, D]
+  double p;
+  PerSample eps, alpha;
+  double lower, upper;
+  bool exact;
+  int64_t k;
+  void* out;  // [B, D]
+};
+
+// Each runs rows [begin, end). scratch holds 2D numbers of the accumulation dtype and belongs to the calling thread.
+struct Kernels {
+  const char* isa;
+  void (*lmo)(const Lmo&, int64_t begin, int64_t end, void* scratch);
+  void (*lp_norm)(const LpNorm&, int64_t begin, int64_t end, void* scratch);
+  void (*frank_wolfe_init)(const FrankWolfeInit&, int64_t begin, int64_t end, void* scratch);
+  void (*frank_wolfe_step)(const FrankWolfeStep&, int64_t begin, int64_t end, void* scratch);
+  void (*project)(const Project&, int64_t begin, int64_t end, void* scratch);
+  void (*pgd_step)(const PgdStep&, int64_t begin, int64_t end, void* scratch);
+};
+
+extern const Kernels kBaselineKernels, kAvx2Kernels, kAvx512Kernels;
+
+// The best table that this processor runs, or the one that SOATFAST_ISA names.
+const Kernels& kernels();
+
+}  // namespace soatfast::cpu
