@@ -1,0 +1,24 @@
+"""Training: data, models, the trainer, and the comparison of defences."""
+
+from soatfast.train.data import Batches, Data, load_data
+from soatfast.train.errors import MissingDataError, RunFolderError, UserError
+from soatfast.train.models import MODELS, Normalize, ResNet18, SmallCNN, WideResNet, build_model
+from soatfast.train.trainer import TrainConfig, TrainResult, train
+
+__all__ = [
+    "MODELS",
+    "Batches",
+    "Data",
+    "MissingDataError",
+    "Normalize",
+    "ResNet18",
+    "RunFolderError",
+    "SmallCNN",
+    "TrainConfig",
+    "TrainResult",
+    "UserError",
+    "WideResNet",
+    "build_model",
+    "load_data",
+    "train",
+]

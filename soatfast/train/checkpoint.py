@@ -1,0 +1,160 @@
+"""Run folders: options, checkpoints that are either whole or not there, and results.
+
+A run folder holds `options.json` (what made it), `checkpoint-0007/` (the state after 7 epochs, by
+Accelerate), and, once finished, `model.safetensors` and `result.json`. Every file and folder is written under
+another name and then renamed, so that an interruption at any moment leaves the folder usable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from soatfast.train.errors import RunFolderError
+
+OPTIONS, RESULT, WEIGHTS = "options.json", "result.json", "model.safetensors"
+_CHECKPOINT = "checkpoint-"
+_PARTIAL = ".partial"
+
+
+def describe(value: Any) -> Any:
+    """`value` in JSON's terms: a dataclass becomes its type and fields, a generator its seed."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, torch.Generator):
+        return f"generator seeded {value.initial_seed()}"
+    if isinstance(value, torch.Tensor):
+        return describe(value.tolist())
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return str(value)
+
+
+def generators(value: Any) -> Iterator[torch.Generator]:
+    """Every torch.Generator in a dataclass and the dataclasses inside it, in field order."""
+    if isinstance(value, torch.Generator):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from generators(getattr(value, f.name))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the whole file or nothing."""
+    partial = path.with_name(path.name + _PARTIAL)
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}); use another folder or --fresh") from error
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder and try it, so that hours of training do not end in a failed write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
+
+
+def remove_run(folder: Path) -> None:
+    """Delete what a training run wrote in `folder`, and nothing else."""
+    if not (folder / OPTIONS).is_file():
+        return
+    for path in [*folder.glob(f"{_CHECKPOINT}*"), folder / RESULT, folder / WEIGHTS, folder / OPTIONS]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _flat(options: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(options, dict):
+        parts = [_flat(value, f"{name}.{key}" if name else key) for key, value in options.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {name: options}
+
+
+def check_options(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether `folder` holds a run; RunFolderError if it was made with other `options`."""
+    if not (folder / OPTIONS).is_file():
+        return False
+    then, now = _flat(read_json(folder / OPTIONS)), _flat(json.loads(json.dumps(options)))
+    missing = "not set"
+    changes = [
+        f"{key} was {then.get(key, missing)}, now {now.get(key, missing)}"
+        for key in [*now, *(key for key in then if key not in now)]
+        if then.get(key, missing) != now.get(key, missing)
+    ]
+    if changes:
+        shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+        raise RunFolderError(f"{folder} holds a run with other options ({shown}); use another folder or --fresh")
+    return True
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    found = [p for p in folder.glob(f"{_CHECKPOINT}*") if p.is_dir() and p.name[len(_CHECKPOINT) :].isdigit()]
+    return sorted(found, key=lambda p: int(p.name[len(_CHECKPOINT) :]))
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, epoch: int) -> None:
+    """Save the training state after `epoch` epochs, then drop older ones. Called by every process."""
+    final = folder / f"{_CHECKPOINT}{epoch:04d}"
+    partial = final.with_name(final.name + _PARTIAL)
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        os.replace(partial, final)
+        for path in folder.glob(f"{_CHECKPOINT}*"):
+            if path != final:
+                shutil.rmtree(path, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    partial = path.with_name(path.name + _PARTIAL)
+    save_model(model, str(partial))
+    os.replace(partial, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load safetensors weights into `model`; RunFolderError when they do not fit it."""
+    try:
+        load_model(model, str(path), device=str(next(model.parameters()).device))
+    except Exception as error:
+        raise RunFolderError(f"{path} cannot be loaded into {type(model).__name__}: {error}") from error

