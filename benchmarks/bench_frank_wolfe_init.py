@@ -8,12 +8,11 @@ import pytest
 
 from soatfast.ops.reference import INIT_SCALED
 
-from . import harness
+from .harness import batch, race_op
 
 
-@pytest.mark.parametrize("backend", harness.BACKENDS)
 @pytest.mark.parametrize("p", [math.inf, 2.0, 1.0, 3.0])
-def test_frank_wolfe_init(benchmark, p: float, backend: str) -> None:
-    t = harness.batch(benchmark)
+def bench_frank_wolfe_init(benchmark, p: float) -> None:
+    t = batch(benchmark)
     args = (t["g"], t["x"], p, 8 / 255, None, INIT_SCALED, 1.05, False)
-    harness.run(benchmark, "frank_wolfe_init", backend, args)
+    race_op(benchmark, f"frank_wolfe_init p={p:g}", "frank_wolfe_init", *args)

@@ -6,15 +6,14 @@ import math
 
 import pytest
 
-from . import harness
+from .harness import batch, race_op
 
 
-@pytest.mark.parametrize("backend", harness.BACKENDS)
 @pytest.mark.parametrize("scheme", ["fe", "cd"])
 @pytest.mark.parametrize("p", [math.inf, 2.0, 1.0, 3.0])
-def test_frank_wolfe_step(benchmark, p: float, scheme: str, backend: str) -> None:
-    t = harness.batch(benchmark)
+def bench_frank_wolfe_step(benchmark, p: float, scheme: str) -> None:
+    t = batch(benchmark)
     central = scheme == "cd"
-    g1 = t["stacked"] if central else t["plus"]
+    g1 = t["pair"] if central else t["plus"]
     args = (t["g"], g1, t["v"], t["x"], p, 8 / 255, None, 0.5, 1.05, central, False, 0.0, 1.0)
-    harness.run(benchmark, "frank_wolfe_step", backend, args)
+    race_op(benchmark, f"frank_wolfe_step {scheme} p={p:g}", "frank_wolfe_step", *args)

@@ -6,11 +6,10 @@ import math
 
 import pytest
 
-from . import harness
+from .harness import batch, race_op
 
 
-@pytest.mark.parametrize("backend", harness.BACKENDS)
 @pytest.mark.parametrize("p", [math.inf, 2.0, 1.0, 3.0])
-def test_lmo(benchmark, p: float, backend: str) -> None:
-    t = harness.batch(benchmark)
-    harness.run(benchmark, "lmo", backend, (t["g"], p, 8 / 255, None))
+def bench_lmo(benchmark, p: float) -> None:
+    t = batch(benchmark)
+    race_op(benchmark, f"lmo p={p:g}", "lmo", t["g"], p, 8 / 255, None)

@@ -6,11 +6,10 @@ import math
 
 import pytest
 
-from . import harness
+from .harness import batch, race_op
 
 
-@pytest.mark.parametrize("backend", harness.BACKENDS)
 @pytest.mark.parametrize("p", [math.inf, 2.0, 1.0, 3.0])
-def test_lp_norm(benchmark, p: float, backend: str) -> None:
-    t = harness.batch(benchmark)
-    harness.run(benchmark, "lp_norm", backend, (t["g"], p))
+def bench_lp_norm(benchmark, p: float) -> None:
+    t = batch(benchmark)
+    race_op(benchmark, f"lp_norm p={p:g}", "lp_norm", t["g"], p)

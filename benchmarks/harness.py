@@ -1,13 +1,14 @@
-"""Times an op against its baselines, and says how near to a copy it is.
+"""Candidates that take turns on one input: medians, ratios, and how near to a copy an op is.
 
-A case is a raw op with its arguments. Before anything is timed, the result is compared with float64 under the tests'
-budget. The timed backends are interleaved with the reference and with a copy of as many bytes, so that a busy machine
-slows all of them alike; medians are compared. ``extra_info`` of the record holds what the report prints.
+:func:`race` times any candidates; the first is ours. Taking turns makes a busy machine slow all of them alike, so the
+ratios of medians hold where the times do not. ``extra_info`` of pytest-benchmark's record keeps them for the report.
+:func:`race_op` races an op against its eager reference and torch.compile of it, after comparing the result with
+float64 under the tests' budget. With ``--benchmark-disable`` everything runs once, on a few rows, and nothing is
+compiled.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,94 +21,122 @@ from torch import Tensor
 from soatfast import testing
 from soatfast.ops import reference
 
-BACKENDS = ("reference", "torch.compile", "soatfast")
 ROWS, SIZE = 128, 3072  # a batch of CIFAR-10
 SMOKE_ROWS = 4
 
-# Bytes per element of a float32 batch: reads + writes, one launch (the kernel budget of the architecture).
-BYTES = {"lmo": 8, "lp_norm": 4, "frank_wolfe_init": 16, "project": 12, "pgd_step": 16}
+# Bytes per element of a float32 batch in one launch, reads + writes (architecture, kernel budget).
+BUDGET = {
+    "lmo": 8,
+    "lp_norm": 4,
+    "frank_wolfe_init": 16,
+    "frank_wolfe_step": 24,
+    "frank_wolfe_step central": 32,
+    "project": 12,
+    "pgd_step": 16,
+}
 
 
-def bytes_moved(op: str, args: tuple) -> int:
-    """What one launch has to read and write, from the budget."""
-    batch = args[0]
-    if op == "frank_wolfe_step":
-        per_element = 32 if args[9] else 24
-    elif op == "frank_wolfe_init":
-        per_element = 20 if args[7] else 16
-    else:
-        per_element = BYTES[op]
-    return per_element * batch.numel() * batch.element_size() // 4
+def race(
+    benchmark: Any,
+    title: str,
+    candidates: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 101,
+    inner: int = 1,
+    bytes_moved: int | None = None,
+    checked: bool = True,
+) -> None:
+    """Time the candidates in turns and record their medians; the first one is the record's own.
 
-
-def implementation(op: str, backend: str) -> Callable:
-    """The op as a backend runs it."""
-    if backend == "reference":
-        return getattr(reference, op)
-    if backend == "torch.compile":
-        torch._dynamo.reset()
-        return torch.compile(getattr(reference, op), fullgraph=True)
-    return getattr(torch.ops.soatfast, op).default
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def interleaved(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """Median seconds of each call; the calls take turns."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, record in zip(calls, times, strict=True):
-            call()  # what the others left in the caches is not this call's
-            record.append(_seconds(call))
-    return [statistics.median(record) for record in times]
-
-
-def run(benchmark: Any, op: str, backend: str, args: tuple) -> None:
-    """One record: ``op`` with ``args`` on ``backend``."""
-    benchmark.group = f"{op}"
-    function = implementation(op, backend)
-    testing.check(op, function, args)
-    call = partial(function, *args)
-    benchmark.extra_info.update(op=op, backend=backend, torch=torch.__version__, threads=torch.get_num_threads())
-    if not benchmark.enabled:
-        benchmark(call)
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        title: the row of the report.
+        candidates: name -> call; the first is ours.
+        rounds: turns of every candidate; fewer where one turn of all takes longer than 0.1 s.
+        inner: calls per timing.
+        bytes_moved: what one call has to read and write; adds GB/s and the share of a copy of as many bytes.
+        checked: compare every candidate's result with the first's.
+    """
+    benchmark.group = title
+    first = next(iter(candidates.values()))
+    if checked:
+        expected = first()
+        for name, call in candidates.items():
+            torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    if benchmark.disabled:
+        for call in candidates.values():
+            call()
+        benchmark(first)
         return
-    size = bytes_moved(op, args)
-    source = torch.randn(size // 8)
-    target = torch.empty_like(source)
-    twin = partial(getattr(reference, op), *args)
-    once = _seconds(twin)
-    rounds = max(7, min(int(os.environ.get("BENCH_ROUNDS", "101")), int(0.5 / once)))
-    mine, eager, copy = interleaved([call, twin, partial(target.copy_, source)], rounds)
-    benchmark.pedantic(call, rounds=rounds, warmup_rounds=2)
+    calls = dict(candidates)
+    if bytes_moved is not None:
+        source = torch.randn(bytes_moved // 8)
+        calls["copy"] = partial(torch.empty_like(source).copy_, source)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    turn = sum(_seconds(call, inner) for call in calls.values())
+    for _ in range(max(7, min(rounds, int(10 / turn)))):
+        for name, call in calls.items():
+            call()  # what the others left in the caches is not this call's
+            times[name].append(_seconds(call, inner))
+    medians = {name: statistics.median(record) for name, record in times.items()}
+    mine = medians[next(iter(candidates))]
+    benchmark.pedantic(first, rounds=min(rounds, 20), warmup_rounds=1)
     benchmark.extra_info.update(
-        microseconds=round(mine * 1e6, 1),
-        speedup_over_reference=round(eager / mine, 2),
-        bytes=size,
-        gigabytes_per_second=round(size / mine / 1e9, 2),
-        fraction_of_copy=round(copy / mine, 3),
+        title=title,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        microseconds={name: round(seconds * 1e6, 1) for name, seconds in medians.items() if name != "copy"},
+        ratios={name: round(seconds / mine, 3) for name, seconds in medians.items()},
     )
+    if bytes_moved is not None:
+        benchmark.extra_info["bytes"] = bytes_moved
+        benchmark.extra_info["gigabytes_per_second"] = round(bytes_moved / mine / 1e9, 2)
+        benchmark.extra_info["share_of_copy"] = round(medians["copy"] / mine, 3)
+
+
+def _seconds(call: Callable[[], Any], inner: int) -> float:
+    start = time.perf_counter()
+    for _ in range(inner):
+        call()
+    return (time.perf_counter() - start) / inner
+
+
+def race_op(benchmark: Any, title: str, op: str, *args: Any) -> None:
+    """An op against its eager reference and torch.compile of it, on the arguments of the raw op."""
+    central = op == "frank_wolfe_step" and args[9]
+    budget = BUDGET["frank_wolfe_step central" if central else op]
+    candidates = op_candidates(benchmark, op, *args)
+    # The slow baselines of the sorting projections would take minutes: `race` cuts the rounds, not below 7.
+    race(benchmark, title, candidates, bytes_moved=budget * args[0].numel(), checked=False)
+
+
+def op_candidates(benchmark: Any, op: str, *args: Any) -> dict[str, Callable[[], Any]]:
+    """The op as each backend runs it, checked against float64; torch.compile only where something is timed."""
+    kernel, twin = getattr(torch.ops.soatfast, op).default, getattr(reference, op)
+    functions = {"soatfast": kernel, "eager": twin}
+    if not benchmark.disabled:
+        torch._dynamo.reset()
+        functions["torch.compile"] = torch.compile(twin, fullgraph=True)
+    for function in functions.values():
+        testing.check(op, function, args)
+    return {name: partial(function, *args) for name, function in functions.items()}
+
+
+def rows(*names: str, shape: tuple[int, int] = (ROWS, SIZE)) -> dict[str, Tensor]:
+    """Fixed random tensors by name: ``x`` uniform in the box, all others normal."""
+    tensors = {}
+    for seed, name in enumerate(names):
+        generator = torch.Generator().manual_seed(seed)
+        make = torch.rand if name == "x" else torch.randn
+        tensors[name] = make(shape, generator=generator)
+    return tensors
 
 
 def batch(benchmark: Any) -> dict[str, Tensor]:
-    """The tensors that the benchmarks share; a few rows only when nothing is timed."""
-    rows = ROWS if benchmark.enabled else SMOKE_ROWS
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(scale: float) -> Tensor:
-        return scale * torch.randn(rows, SIZE, generator=generator)
-
-    x = torch.rand(rows, SIZE, generator=generator)
-    plus, minus = normal(1e-3), normal(1e-3)
-    return {
-        "g": normal(1e-3),
-        "plus": plus,
-        "stacked": torch.cat([plus, minus]),
-        "v": normal(0.03),
-        "x": x,
-        "x_adv": x + normal(0.1),
-    }
+    """Gradients, perturbation, inputs and iterates of usual sizes; a few rows only when nothing is timed."""
+    count = SMOKE_ROWS if benchmark.disabled else ROWS
+    t = rows("g", "plus", "minus", "v", "x", "noise", shape=(count, SIZE))
+    g, plus, minus = 1e-3 * t["g"], 1e-3 * t["plus"], 1e-3 * t["minus"]
+    x_adv = t["x"] + 0.1 * t["noise"]
+    pair = torch.cat([plus, minus])
+    return {"g": g, "plus": plus, "pair": pair, "v": 0.03 * t["v"], "x": t["x"], "x_adv": x_adv}

@@ -7,40 +7,25 @@ import sys
 from pathlib import Path
 
 
-def label(record: dict) -> str:
-    """The case without its backend: ``lmo p=2.0``."""
-    parameters = record["params"] or {}
-    rest = [f"{key}={value}" for key, value in parameters.items() if key != "backend"]
-    return " ".join([record["extra_info"]["op"], *sorted(rest, reverse=True)])
-
-
-def table(records: list[dict]) -> str:
-    """One row a case: times, ratios, and how near the kernel is to a copy of its bytes."""
-    cases: dict[str, dict[str, dict]] = {}
+def rows(records: list[dict]) -> list[list[str]]:
+    """Title, our microseconds, each rival's time over ours, GB/s and share of a copy; one row a race."""
+    table = []
     for record in records:
-        if "op" in record["extra_info"] and "microseconds" in record["extra_info"]:
-            cases.setdefault(label(record), {})[record["extra_info"]["backend"]] = record["extra_info"]
-    lines = [
-        "| op | eager us | torch.compile us | soatfast us | eager / soatfast | compile / soatfast | GB/s | of a copy |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, by in sorted(cases.items()):
-        if "soatfast" not in by:
+        info = record["extra_info"]
+        if "ratios" not in info:
             continue
-        mine = by["soatfast"]
-        # Each backend's speed-up is over the eager runs interleaved with its own.
-        eager = mine["microseconds"] * mine["speedup_over_reference"]
-        compiled = by.get("torch.compile")
-        ratio = mine["speedup_over_reference"] / compiled["speedup_over_reference"] if compiled else None
-        lines.append(
-            f"| {name} | {eager:.0f} | {compiled['microseconds']:.0f} | {mine['microseconds']:.0f} "
-            f"| {mine['speedup_over_reference']:.1f} | {ratio:.1f} | {mine['gigabytes_per_second']:.1f} "
-            f"| {mine['fraction_of_copy']:.2f} |"
-            if compiled and ratio
-            else f"| {name} | {eager:.0f} | - | {mine['microseconds']:.0f} | {mine['speedup_over_reference']:.1f} "
-            f"| - | {mine['gigabytes_per_second']:.1f} | {mine['fraction_of_copy']:.2f} |"
-        )
-    return "\n".join(lines)
+        names = list(info["microseconds"])
+        rivals = ", ".join(f"{name} {info['ratios'][name]:.2f}" for name in names[1:])
+        bandwidth = f"{info['gigabytes_per_second']:.1f}" if "gigabytes_per_second" in info else ""
+        share = f"{info['share_of_copy']:.2f}" if "share_of_copy" in info else ""
+        table.append([info["title"], f"{info['microseconds'][names[0]]:.0f}", rivals, bandwidth, share])
+    return table
+
+
+def markdown(records: list[dict]) -> str:
+    head = ["race", "soatfast, us", "others' time over ours", "GB/s", "of a copy"]
+    lines = [head, ["---"] * len(head), *rows(records)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(arguments: list[str]) -> int:
@@ -48,11 +33,13 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m benchmarks.report RESULTS.json", file=sys.stderr)
         return 2
     data = json.loads(Path(arguments[0]).read_text())
+    infos = [record["extra_info"] for record in data["benchmarks"] if "ratios" in record["extra_info"]]
+    if not infos:
+        print("no races in this file: it was written with --benchmark-disable?", file=sys.stderr)
+        return 1
     cpu = data["machine_info"]["cpu"].get("brand_raw", "unknown CPU")
-    threads = next((r["extra_info"]["threads"] for r in data["benchmarks"] if "threads" in r["extra_info"]), "?")
-    version = next((r["extra_info"]["torch"] for r in data["benchmarks"] if "torch" in r["extra_info"]), "?")
-    print(f"{cpu}, {threads} threads, torch {version}, (128, 3072) float32, medians of interleaved runs\n")
-    print(table(data["benchmarks"]))
+    print(f"{cpu}, {infos[0]['threads']} threads, torch {infos[0]['torch']}, medians of runs in turns\n")
+    print(markdown(data["benchmarks"]))
     return 0
 
 

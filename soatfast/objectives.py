@@ -18,8 +18,8 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     r"""-log softmax(z)_y per sample, as log(1 + sum_{j != y} exp(z_j - z_y)).
 
-    In float32 1 - p_y rounds to 0 for a confident sample while the other p_j survive; this form keeps value and gradient
-    (dl/dz_y = -sum_{j != y} p_j) exact there. Twice differentiable.
+    In float32 1 - p_y rounds to 0 for a confident sample while the other p_j survive; this form keeps the value and
+    the gradient (dl/dz_y = -sum_{j != y} p_j) exact there. Twice differentiable.
 
     >>> import torch
     >>> cross_entropy(torch.tensor([[40.0, 0.0, 0.0]]), torch.tensor([0]))

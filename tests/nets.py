@@ -1,4 +1,4 @@
-"""Small models with known behaviour, and slow plain-PyTorch oracles, for tests of the gradient engine and the attacks."""
+"""Small models with known behaviour, and slow plain-PyTorch oracles, for tests of the engine and the attacks."""
 
 from __future__ import annotations
 

@@ -57,7 +57,12 @@ def test_automatic_step_of_a_zero_vector():
 def test_passes_and_recycling():
     model, (x, y) = smooth_net(), batch()
     v = torch.ones_like(x)
-    expected = {("fe", False): (2, 2, 12), ("fe", True): (1, 1, 6), ("cd", False): (1, 1, 12), ("exact", False): (1, 2, 6)}
+    expected = {
+        ("fe", False): (2, 2, 12),
+        ("fe", True): (1, 1, 6),
+        ("cd", False): (1, 1, 12),
+        ("exact", False): (1, 2, 6),
+    }
     with InputGradient(model) as oracle:
         _, g0 = oracle(x, y)
         for (scheme, recycled), (forward, backward, samples) in expected.items():

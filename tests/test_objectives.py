@@ -72,7 +72,7 @@ def test_one_nan_row_leaves_the_others_alone():
 
 
 def test_callable_objective():
-    function, with_gradient = objectives.resolve(lambda z, y: z.gather(1, y[:, None]).squeeze(1) ** 2)
+    _, with_gradient = objectives.resolve(lambda z, y: z.gather(1, y[:, None]).squeeze(1) ** 2)
     z, y = torch.tensor([[1.0, 3.0]]), torch.tensor([1])
     value, gradient = with_gradient(z, y)
     assert value.item() == 9 and gradient.tolist() == [[0.0, 6.0]]

@@ -27,7 +27,7 @@ class Attack:
     """Common fields of all attacks; each attack adds its own.
 
     Args:
-        eps: radius of the ball in input units (images in [0, 1]: 8/255, 0.3); a number, or a tensor of shape () or (B,).
+        eps: radius of the ball in input units (images in [0, 1]: 8/255, 0.3); a number or a tensor of shape () or (B,).
         p: order of the norm.
         bounds: the box of valid inputs; the result always lies in it and in the ball.
         objective: "ce" (cross-entropy), "margin" (max_{j != y} z_j - z_y) or a callable (logits, y) -> (B,); raised.

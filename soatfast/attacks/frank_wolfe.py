@@ -1,4 +1,4 @@
-"""The quadratic attack: Frank-Wolfe on the second-order model of the loss (SCORPIO, Tsai et al. 2020)."""
+"""The quadratic attack: Frank-Wolfe on the second-order model of the loss (SCORPIO, Tsiligkaridis and Roberts 2020)."""
 
 from __future__ import annotations
 

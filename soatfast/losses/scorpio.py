@@ -1,4 +1,4 @@
-"""SCORPIO (Tsai et al. 2020, arXiv 2009.04923): second-order regularisation by the quadratic attack."""
+"""SCORPIO (Tsiligkaridis and Roberts 2020, arXiv 2009.04923): second-order regularisation by the quadratic attack."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SCORPIO(Loss):
     (6, 4, 1)
     """
 
-    eps: float = 8 / 255
+    eps: float | Tensor = 8 / 255
     p: float = math.inf
     bounds: tuple[float, float] = (0.0, 1.0)
     steps: int = 3

@@ -1,5 +1,6 @@
 """The quadratic attack against a slow Frank-Wolfe, closed forms and the properties the paper proves."""
 
+import itertools
 import math
 
 import pytest
@@ -29,7 +30,9 @@ def test_all_schemes_equal_the_slow_loop_on_a_quadratic(p, steps, init):
         [slow_frank_wolfe(lambda z: b + h @ z, row, p, 0.4, steps, h=1.0, init=init) for row in x]
     )
     for scheme in ("fe", "cd", "exact"):
-        attack = FrankWolfe(eps=0.4, p=p, steps=steps, scheme=scheme, h=0.7, init=init, objective=objective, bounds=WIDE)
+        attack = FrankWolfe(
+            eps=0.4, p=p, steps=steps, scheme=scheme, h=0.7, init=init, objective=objective, bounds=WIDE
+        )
         torch.testing.assert_close(attack(torch.nn.Identity(), x, y) - x, expected)
 
 
@@ -94,7 +97,7 @@ def test_model_of_the_loss_never_falls_where_it_is_convex(seed, p):
     for steps in range(1, 6):
         v = FrankWolfe(eps=0.5, p=p, steps=steps, objective=objective, bounds=WIDE)(torch.nn.Identity(), x, y)[0]
         values.append(b @ v + 0.5 * v @ h @ v)
-    assert all(later >= earlier - 1e-9 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(values))
 
 
 def test_model_of_the_loss_never_falls_on_a_relu_network():

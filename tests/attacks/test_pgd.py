@@ -1,5 +1,6 @@
 """PGD and FGSM against closed forms and another library."""
 
+import dataclasses
 import math
 
 import pytest
@@ -113,8 +114,9 @@ def losses(model, x_adv, y):
 def test_best_is_at_least_as_strong_as_the_last_iterate():
     model, (x, y) = relu_net(), batch(n=40)
     # A step far too long, so that the path goes up and down.
-    last, last_fooled = losses(model, PGD(eps=0.5, steps=5, step_size=0.9, random_start=False)(model, x, y), y)
-    best, best_fooled = losses(model, PGD(eps=0.5, steps=5, step_size=0.9, random_start=False, best=True)(model, x, y), y)
+    attack = PGD(eps=0.5, steps=5, step_size=0.9, random_start=False)
+    last, last_fooled = losses(model, attack(model, x, y), y)
+    best, best_fooled = losses(model, dataclasses.replace(attack, best=True)(model, x, y), y)
     assert (best_fooled | ~last_fooled).all()
     same = best_fooled == last_fooled
     assert (best[same] >= last[same]).all() and (best > last).any()

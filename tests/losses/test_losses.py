@@ -163,5 +163,5 @@ def test_bad_fields():
         SCORPIO(eps=-1)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         SCORPIO(steps=0)
-    with pytest.raises(TypeError, match="attack must be one of soatfast.attacks, got function"):
+    with pytest.raises(TypeError, match=r"attack must be one of .*, got function"):
         AdversarialTraining(attack=lambda m, x, y: x)
