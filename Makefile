@@ -4,6 +4,7 @@ VENV   ?= .venv
 # 2.13.0 is what the project is developed against; any torch >= 2.11 works (make setup TORCH=torch==2.11.0).
 TORCH  ?= torch==2.13.0
 RUN     = $(VENV)/bin/python -m
+PYTEST  = OMP_NUM_THREADS=1 $(RUN) pytest -q
 NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
                 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
@@ -40,13 +41,14 @@ demo: setup
 	$(VENV)/bin/soatfast compare
 
 compare: setup
-	$(VENV)/bin/soatfast compare --seeds 3 --run-dir runs/compare
+	$(VENV)/bin/soatfast compare --seeds 3 --run-dir runs/compare \
+	  --methods standard pgd10 scorpio pgd4 scorpio-ball
 
 test: setup
-	$(RUN) pytest -q tests/ops/triton/test_aot.py
-	TRITON_INTERPRET=1 $(RUN) pytest -q tests/ops/triton
-	$(RUN) pytest -q benchmarks --benchmark-disable
-	$(RUN) pytest -q --ignore=tests/ops/triton
+	$(PYTEST) -n 2 tests/ops/triton/test_aot.py
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/ops/triton
+	$(PYTEST) --benchmark-disable benchmarks
+	$(PYTEST) -n 2 --ignore=tests/ops/triton
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -54,10 +56,13 @@ lint: setup
 	$(VENV)/bin/mypy
 
 bench: setup
-	$(RUN) pytest -q benchmarks --benchmark-json=runs/bench.json
+	@mkdir -p runs
+	$(RUN) pytest -q benchmarks --benchmark-json=runs/bench.json --benchmark-columns=median
+	$(RUN) benchmarks.report runs/bench.json
 
+# On a GPU machine the environment that holds its torch: .venv where there is one, else PYTHON.
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py
+	$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON)) benchmarks/gpu_check.py
 
 doctor: setup
 	$(VENV)/bin/soatfast doctor

@@ -15,5 +15,5 @@ def bench_frank_wolfe_step(benchmark, p: float, scheme: str) -> None:
     t = batch(benchmark)
     central = scheme == "cd"
     g1 = t["pair"] if central else t["plus"]
-    args = (t["g"], g1, t["v"], t["x"], p, 8 / 255, None, 0.5, 1.05, central, False, 0.0, 1.0)
+    args = (t["g"], g1, t["v"], t["x"], p, 8 / 255, None, 0.5, 1.05, central, False, 0.0, 1.0, False)
     race_op(benchmark, f"frank_wolfe_step {scheme} p={p:g}", "frank_wolfe_step", *args)

@@ -121,9 +121,7 @@ class InputGradient:
     @contextlib.contextmanager
     def _grad_enabled(self, x: Tensor) -> Iterator[Tensor]:
         """x as a leaf that records gradients, also under an outer no_grad or inference_mode."""
-        autocast = (
-            torch.autocast(x.device.type, dtype=self.precision) if self.precision else contextlib.nullcontext()
-        )
+        autocast = torch.autocast(x.device.type, dtype=self.precision) if self.precision else contextlib.nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             x = x.clone() if x.is_inference() else x.detach()
             yield x.requires_grad_()

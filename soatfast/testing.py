@@ -173,11 +173,20 @@ def _lp_norm(shape, kind, p):
     return lambda generator, dtype: (_gradient(generator, shape, dtype), p)
 
 
+def _in_box(kind, p):
+    """The maximiser over ball and box takes turns with the kind of eps."""
+    return p == math.inf and kind == "each"
+
+
+def _box(kind, p):
+    return BOUNDS if _in_box(kind, p) else (-math.inf, math.inf)
+
+
 def _frank_wolfe_init(shape, kind, p, init, central):
     def build(generator, dtype):
         g = _gradient(generator, shape, dtype)
         x = _uniform(generator, g.shape, dtype)
-        return (g, x, p, *_radius(kind, EPS.get(p, 0.5), g.shape[0], dtype), init, 1.05, central)
+        return (g, x, p, *_radius(kind, EPS.get(p, 0.5), g.shape[0], dtype), init, 1.05, central, *_box(kind, p))
 
     return build
 
@@ -194,7 +203,7 @@ def _frank_wolfe_step(shape, kind, p, central, last):
             g1 = g1 + _normal(generator, (probes * rows, size), dtype, 1e-3)
         radius = _radius(kind, EPS.get(p, 0.5), rows, dtype)
         gamma = 1.0 if kind == "one" else 2 / 3
-        return (g0, g1, v, x, p, *radius, gamma, 1.05, central, last, *BOUNDS)
+        return (g0, g1, v, x, p, *radius, gamma, 1.05, central, last, *BOUNDS, _in_box(kind, p))
 
     return build
 
@@ -361,7 +370,7 @@ def _frank_wolfe_band(
     |G| is below that; for p = 1 the arg max may be any entry that near to the largest, and the one that the kernel
     took is put into the float64 result.
     """
-    g0, g1, v, x, p, eps, eps_tensor, gamma, h, central, last, lower, upper = args
+    g0, g1, v, x, p, eps, eps_tensor, gamma, h, central, last, lower, upper, _ = args
     rows = g0.shape[0]
     if central:
         change, terms = (g1[:rows] - g1[rows:]) / (2 * h), (g1[:rows].abs() + g1[rows:].abs()) / (2 * h)

@@ -6,7 +6,7 @@ namespace {
 // g0, x [B, D] -> v [B, D], probe [B, D] or [2B, D]
 std::tuple<Tensor, Tensor> frank_wolfe_init(
     const Tensor& g0_in, const Tensor& x_in, double p, double eps, std::optional<Tensor> eps_tensor, int64_t init,
-    double h, bool central) {
+    double h, bool central, double lower, double upper) {
   check_order(p, true);
   STD_TORCH_CHECK(0 <= init && init <= 2, "init: expected 0, 1 or 2, got ", init);
   const Tensor g0 = dense_rows(g0_in, "g0");
@@ -25,6 +25,8 @@ std::tuple<Tensor, Tensor> frank_wolfe_init(
       init,
       h,
       central,
+      lower,
+      upper,
       v.mutable_data_ptr(),
       probe.mutable_data_ptr()};
   for_rows(rows, size, cpu::kernels().frank_wolfe_init, args);

@@ -6,7 +6,8 @@ namespace {
 // g0, v, x [B, D], g1 [B, D] or [2B, D] -> v [B, D], probe [B, D] or [2B, D], gap [B]
 std::tuple<Tensor, Tensor, Tensor> frank_wolfe_step(
     const Tensor& g0_in, const Tensor& g1_in, const Tensor& v_in, const Tensor& x_in, double p, double eps,
-    std::optional<Tensor> eps_tensor, double gamma, double h, bool central, bool last, double lower, double upper) {
+    std::optional<Tensor> eps_tensor, double gamma, double h, bool central, bool last, double lower, double upper,
+    bool in_box) {
   check_order(p, true);
   const Tensor g0 = dense_rows(g0_in, "g0");
   const int64_t rows = g0.size(0), size = g0.size(1);
@@ -32,6 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> frank_wolfe_step(
       last,
       lower,
       upper,
+      in_box,
       v_new.mutable_data_ptr(),
       probe.mutable_data_ptr(),
       gap.mutable_data_ptr()};

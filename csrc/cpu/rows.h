@@ -44,6 +44,7 @@ struct FrankWolfeInit {
   int64_t init;
   double h;
   bool central;
+  double lower, upper;
   void* v;      // [B, D]
   void* probe;  // [B, D] or [2B, D]
 };
@@ -59,6 +60,7 @@ struct FrankWolfeStep {
   double gamma, h;
   bool central, last;
   double lower, upper;
+  bool in_box;
   void* v_new;  // [B, D]
   void* probe;  // [B, D] or [2B, D]
   void* gap;    // [B], accumulation dtype

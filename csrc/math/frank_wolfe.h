@@ -8,15 +8,15 @@ inline namespace SOATFAST_ISA {
 
 enum class Init { kScaled = 0, kLmo = 1, kRaw = 2 };
 
-// v (D,) = the start made from g0 (D,); probe (D,) = x + h v, and minus (D,) = x - h v unless null.
+// v (D,) = the start made from g0 (D,), with x + v in the box (infinite: anywhere); probe (D,) = x + h v, and minus (D,) = x - h v unless null.
 template <Order P, bool Central, typename S, typename Team>
 SOATFAST_HD void frank_wolfe_init_row(
     const Team& team, int64_t n, const S* g0, const S* x, double p, accumulate_t<S> eps, Init init, accumulate_t<S> h,
-    S* v, S* probe, S* minus, accumulate_t<S>* scratch) {
+    accumulate_t<S> lower, accumulate_t<S> upper, S* v, S* probe, S* minus, accumulate_t<S>* scratch) {
   using T = accumulate_t<S>;
   const auto value = [=](int64_t i) SOATFAST_BODY { return finite(load(g0[i])); };
-  const auto write = [=](int64_t i, T start) SOATFAST_BODY {
-    const T origin = load(x[i]), step = h * start;
+  const auto write = [=](int64_t i, T free) SOATFAST_BODY {
+    const T origin = load(x[i]), start = clamp(free, lower - origin, upper - origin), step = h * start;
     v[i] = store<S>(start);
     probe[i] = store<S>(origin + step);
     if constexpr (Central) minus[i] = store<S>(origin - step);
@@ -54,7 +54,8 @@ template <typename T>
 struct FrankWolfeStep {
   double p;
   T gamma, h, twice_h;
-  T reach, lower, upper;  // of the probe: h and no bounds, or, on the last step, 1 and the box
+  T reach, lower, upper;       // of the probe: h and no bounds, or, on the last step, 1 and the box
+  T box_lower, box_upper;      // of x + s, infinite where s only has to lie in the ball
 };
 
 // Returns the gap <G, s - v>. The operations on an entry are the reference's, in its order (compiled without
@@ -74,7 +75,8 @@ SOATFAST_HD accumulate_t<S> frank_wolfe_step_row(
   };
   const Oracle<P, T> oracle = make_oracle<P, T>(team, n, gradient, step.p, eps, row.scratch);
   const auto advance = [=](int64_t i, T g) SOATFAST_BODY {
-    const T old = load(row.v[i]), direction = oracle(i, g) - old, origin = load(row.x[i]);
+    const T old = load(row.v[i]), origin = load(row.x[i]);
+    const T direction = clamp(oracle(i, g), step.box_lower - origin, step.box_upper - origin) - old;
     const T fresh = old + step.gamma * direction;
     row.v_new[i] = store<S>(fresh);
     row.probe[i] = store<S>(clamp(origin + step.reach * fresh, step.lower, step.upper));
@@ -83,8 +85,8 @@ SOATFAST_HD accumulate_t<S> frank_wolfe_step_row(
   };
   const auto gap_at = [=](T scale) SOATFAST_BODY {
     return team.sum(n, [=](int64_t i) SOATFAST_BODY {
-      const T g = gradient(i);
-      return g * scale * (oracle(i, g) - load(row.v[i]));
+      const T g = gradient(i), origin = load(row.x[i]);
+      return g * scale * (clamp(oracle(i, g), step.box_lower - origin, step.box_upper - origin) - load(row.v[i]));
     });
   };
   if constexpr (P == Order::kInf) {  // one pass; the scale is known only after it

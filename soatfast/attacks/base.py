@@ -110,8 +110,10 @@ class Attack:
 def check_radius(eps: Any, name: str = "eps") -> None:
     if isinstance(eps, Tensor):
         if eps.dim() > 1 or not eps.is_floating_point():
-            raise ValueError(f"{name} must be a number or a floating tensor of shape () or (B,), got {eps.dtype} of "
-                             f"shape {tuple(eps.shape)}")
+            raise ValueError(
+                f"{name} must be a number or a floating tensor of shape () or (B,), got {eps.dtype} of "
+                f"shape {tuple(eps.shape)}"
+            )
         if eps.numel():
             check((eps >= 0).all() & eps.isfinite().all(), lambda: f"{name} must be finite and >= 0, got {eps}")
         return

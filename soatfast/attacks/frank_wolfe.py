@@ -32,6 +32,8 @@ class FrankWolfe(Attack):
         steps: Frank-Wolfe steps N.
         scheme: "fe" forward Euler, "cd" central differences, "exact" double backward.
         h: finite-difference step in units of v; the paper tunes it in 0.5..1.5.
+        in_box: maximise over the intersection of ball and box, where the result has to lie anyway (p = inf only):
+            s_k = clip(eps sgn(G_k), lower - x, upper - x). Worth it where many inputs lie at a bound (digits).
         init: "scaled" (the paper's text), "lmo", or "raw" (v_0 = g0, the paper's Algorithm 1; not feasible).
 
     Defaults: the paper's CIFAR-10 Linf setting FE(3), h = 1.05.
@@ -51,6 +53,7 @@ class FrankWolfe(Attack):
     scheme: Scheme = "fe"
     h: float = 1.05
     init: Init = "scaled"
+    in_box: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +62,8 @@ class FrankWolfe(Attack):
             raise ValueError(f'scheme must be "fe", "cd" or "exact", got {self.scheme!r}')
         if self.init not in ("scaled", "lmo", "raw"):
             raise ValueError(f'init must be "scaled", "lmo" or "raw", got {self.init!r}')
+        if self.in_box and self.p != math.inf:
+            raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {self.p!r}")
         if isinstance(self.h, bool) or not isinstance(self.h, (int, float)):
             raise TypeError(f"h must be a number, got {type(self.h).__name__}")
         if not 0 < self.h < math.inf:
@@ -72,7 +77,17 @@ class FrankWolfe(Attack):
             _, g0 = oracle(x, y)
         h = 1.0 if exact else self.h
         labels = torch.cat([y, y]) if central else y
-        v, probe = ops.frank_wolfe_init(g0, x, self.p, self.eps, init=self.init, h=h, central=central)
+        v, probe = ops.frank_wolfe_init(
+            g0,
+            x,
+            self.p,
+            self.eps,
+            init=self.init,
+            h=h,
+            central=central,
+            bounds=self.bounds,
+            in_box=self.in_box,
+        )
         for k in range(self.steps):
             g1 = g0 + hvp(v) if exact else oracle(probe, labels)[1]
             v, probe, _ = ops.frank_wolfe_step(
@@ -87,6 +102,7 @@ class FrankWolfe(Attack):
                 central=central,
                 last=k == self.steps - 1,
                 bounds=self.bounds,
+                in_box=self.in_box,
             )
         return probe
 

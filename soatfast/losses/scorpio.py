@@ -29,7 +29,7 @@ class SCORPIO(Loss):
     parameter gradient together. ``recycle=False`` turns that off.
 
     Args:
-        eps, p, bounds, steps, scheme, h, init, mode: of the attack.
+        eps, p, bounds, steps, scheme, h, init, in_box, mode: of the attack.
         strength: r > 0; the paper tunes it in 0.5..1.5.
         recycle: share the clean pass where the mode allows it.
 
@@ -53,6 +53,7 @@ class SCORPIO(Loss):
     scheme: Scheme = "fe"
     h: float = 1.05
     init: Init = "scaled"
+    in_box: bool = False
     mode: Mode = "eval"
     strength: float = 1.05
     recycle: bool = True
@@ -75,6 +76,7 @@ class SCORPIO(Loss):
             scheme=self.scheme,
             h=self.h,
             init=self.init,
+            in_box=self.in_box,
             mode=self.mode,
         )
 

@@ -197,12 +197,14 @@ def frank_wolfe_init(
     init: Init = "scaled",
     h: float = 1.0,
     central: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    in_box: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""The start v_0 of the quadratic Frank-Wolfe attack and the first probe x + h v_0.
 
     ``scaled``: v_0 = eps g0 / ||g0||_p (SCORPIO's text). ``lmo``: the maximiser of <g0, v>. ``raw``: v_0 = g0, as
     printed in SCORPIO's Algorithm 1 (not feasible in general). With ``central``, the probe is the stacked
-    (2B, ...) batch [x + h v_0; x - h v_0].
+    (2B, ...) batch [x + h v_0; x - h v_0]. ``in_box`` (p = inf) clips v_0 so that x + v_0 lies in ``bounds``.
 
     Returns:
         (v_0, probe) of x's layout and dtype.
@@ -216,10 +218,19 @@ def frank_wolfe_init(
         raise ValueError(f"init must be one of {', '.join(_INIT)}, got {init!r}")
     layout = _Layout(x)
     number, tensor = _per_sample(eps, "eps", x)
-    v, probe = _kernel("frank_wolfe_init")(
-        layout.rows(g0, "g0"), layout.rows(x, "x"), norm_order(p), number, tensor, _INIT[init], _step(h), central
-    )
+    order = _boxed_order(p, in_box)
+    lower, upper = _bounds(bounds) if in_box else (-math.inf, math.inf)
+    rows = layout.rows(g0, "g0"), layout.rows(x, "x")
+    start = _INIT[init]
+    v, probe = _kernel("frank_wolfe_init")(*rows, order, number, tensor, start, _step(h), central, lower, upper)
     return layout.restore(v), layout.restore(probe)
+
+
+def _boxed_order(p: float, in_box: bool) -> float:
+    order = norm_order(p)
+    if in_box and order != math.inf:
+        raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {p!r}")
+    return order
 
 
 def _step(h: float) -> float:
@@ -243,6 +254,7 @@ def frank_wolfe_step(
     central: bool = False,
     last: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
+    in_box: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""One Frank-Wolfe step on the quadratic model of the loss, and the next probe, in one launch.
 
@@ -268,6 +280,7 @@ def frank_wolfe_step(
         central: central differences.
         last: write the clamped adversarial example in place of the probe.
         bounds: the box of valid inputs.
+        in_box: maximise over ball and box, s = clip(eps sgn(G), lower - x, upper - x); p = inf only.
 
     Returns:
         (v', probe, gap): v' (B, ...), probe (B, ...) or (2B, ...), gap (B,) in float32 (float64 for float64).
@@ -287,7 +300,7 @@ def frank_wolfe_step(
         layout.rows(g1, "g1", blocks=2 if central else 1),
         layout.rows(v, "v"),
         layout.rows(x, "x"),
-        norm_order(p),
+        _boxed_order(p, in_box),
         number,
         tensor,
         float(gamma),
@@ -295,6 +308,7 @@ def frank_wolfe_step(
         central,
         last,
         *_bounds(bounds),
+        in_box,
     )
     return layout.restore(v_new), layout.restore(probe), gap
 

@@ -25,13 +25,13 @@ SCHEMAS: dict[str, str] = {
     "lp_norm": "(Tensor g, float p) -> Tensor",
     # g0, x (B, D) -> v (B, D), probe (B, D) or (2B, D)
     "frank_wolfe_init": (
-        "(Tensor g0, Tensor x, float p, float eps, Tensor? eps_tensor, int init, float h, bool central)"
-        " -> (Tensor, Tensor)"
+        "(Tensor g0, Tensor x, float p, float eps, Tensor? eps_tensor, int init, float h, bool central,"
+        " float lower, float upper) -> (Tensor, Tensor)"
     ),
     # g0, v, x (B, D), g1 (B, D) or (2B, D) -> v (B, D), probe (B, D) or (2B, D), gap (B,)
     "frank_wolfe_step": (
         "(Tensor g0, Tensor g1, Tensor v, Tensor x, float p, float eps, Tensor? eps_tensor, float gamma, float h,"
-        " bool central, bool last, float lower, float upper) -> (Tensor, Tensor, Tensor)"
+        " bool central, bool last, float lower, float upper, bool in_box) -> (Tensor, Tensor, Tensor)"
     ),
     # x_adv, x (B, D) -> x_adv (B, D)
     "project": (
@@ -81,13 +81,15 @@ class _Fakes:
         return _per_sample(g)
 
     @staticmethod
-    def frank_wolfe_init(g0: Tensor, x: Tensor, p, eps, eps_tensor, init, h, central) -> tuple[Tensor, Tensor]:
+    def frank_wolfe_init(
+        g0: Tensor, x: Tensor, p, eps, eps_tensor, init, h, central, lower, upper
+    ) -> tuple[Tensor, Tensor]:
         _rows(g0, x)
         return _empty(g0), _empty(g0, 2 * g0.shape[0] if central else None)
 
     @staticmethod
     def frank_wolfe_step(
-        g0: Tensor, g1: Tensor, v: Tensor, x: Tensor, p, eps, eps_tensor, gamma, h, central, last, lower, upper
+        g0: Tensor, g1: Tensor, v: Tensor, x: Tensor, p, eps, eps_tensor, gamma, h, central, last, lower, upper, in_box
     ) -> tuple[Tensor, Tensor, Tensor]:
         _rows(g0, v, x)
         rows = 2 * g0.shape[0] if central else g0.shape[0]

@@ -80,9 +80,24 @@ def _probe(x: Tensor, v: Tensor, h: float, central: bool, dtype: torch.dtype) ->
     return (torch.cat([forward, x - h * v]) if central else forward).to(dtype)
 
 
+def _into_box(s: Tensor, x: Tensor, lower: float, upper: float) -> Tensor:
+    """s with x + s in the box; for s = eps sgn(g) still the maximiser of <g, s>, now over ball and box."""
+    return torch.maximum(torch.minimum(s, upper - x), lower - x)
+
+
 def frank_wolfe_init(
-    g0: Tensor, x: Tensor, p: float, eps: float, eps_tensor: Tensor | None, init: int, h: float, central: bool
+    g0: Tensor,
+    x: Tensor,
+    p: float,
+    eps: float,
+    eps_tensor: Tensor | None,
+    init: int,
+    h: float,
+    central: bool,
+    lower: float,
+    upper: float,
 ) -> tuple[Tensor, Tensor]:
+    """lower = -inf and upper = inf where v need not keep x + v in the box."""
     radius = _column(eps, eps_tensor)
     r, m = _scaled(g0)
     if init == INIT_LMO:
@@ -92,6 +107,7 @@ def frank_wolfe_init(
         v = radius * r / torch.where(norm > 0, norm, 1.0)
     else:
         v = r * m
+    v = _into_box(v, _wide(x), lower, upper)
     return v.to(g0.dtype), _probe(_wide(x), v, h, central, g0.dtype)
 
 
@@ -109,6 +125,7 @@ def frank_wolfe_step(
     last: bool,
     lower: float,
     upper: float,
+    in_box: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide_g0, wide_g1, wide_v, wide_x = _wide(g0), _wide(g1), _wide(v), _wide(x)
     if central:
@@ -117,7 +134,8 @@ def frank_wolfe_step(
     else:
         model_gradient = wide_g0 + (wide_g1 - wide_g0) / h
     r, m = _scaled(model_gradient)
-    direction = _column(eps, eps_tensor) * _unit_lmo(r, p) - wide_v
+    s = _column(eps, eps_tensor) * _unit_lmo(r, p)
+    direction = (_into_box(s, wide_x, lower, upper) if in_box else s) - wide_v
     gap = (m * (r * direction).sum(1, keepdim=True)).squeeze(1)
     v_new = wide_v + gamma * direction
     if last:
@@ -175,6 +193,9 @@ def _project_delta(
     """The ball step of a projection; the caller clamps x + delta to the box."""
     if p == math.inf:
         return delta.clamp(-eps, eps)  # type: ignore[arg-type]  # float or (B, 1) alike
+    if p == 2 and not exact:
+        norm = lp_norm(delta, 2).unsqueeze(1)
+        return delta * torch.where(norm > eps, eps / norm, 1.0)
     radius = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device).expand(delta.shape[0], 1)
     # Room up to the box in the direction of delta; without end when only the ball counts.
     room = torch.where(delta > 0, upper - x, x - lower) if exact else torch.full_like(delta, math.inf)

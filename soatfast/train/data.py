@@ -39,7 +39,8 @@ def load_data(name: str, root: str | Path | None = None, download: bool = False)
 
     root: folder of the published files; None means the environment's SOATFAST_DATA, else ./data. Not used by
     mnist5k.
-    download: fetch missing files into `root` first; needs torchvision.
+    download: fetch missing files of mnist or svhn into `root` first; needs torchvision. cifar10's binary version is
+    not fetched.
     Raises MissingDataError, one line that names the package, folder or file.
     """
     if name == "mnist5k":
@@ -96,20 +97,17 @@ def _mnist5k() -> Data:
 
 
 def _download(name: str, root: Path) -> None:
+    if name == "cifar10":
+        raise MissingDataError(
+            f"cifar10 is not downloaded: torchvision fetches its pickled version, this project reads the binary one; "
+            f"put the folder cifar-10-batches-bin into {root}"
+        )
     try:
         import torchvision.datasets as sets
-        from torchvision.datasets.utils import download_and_extract_archive
     except Exception as error:  # beside a CPU-only torch its import raises RuntimeError, not ImportError
         raise MissingDataError(f"downloading {name} needs a torchvision that matches this torch ({error})") from error
     root.mkdir(parents=True, exist_ok=True)
-    if name == "cifar10":  # torchvision's own class fetches the pickled version, which this project does not read
-        if not (root / "cifar-10-batches-bin" / "test_batch.bin").is_file():
-            url, md5 = (
-                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-                "c32a1d4ab5d03f1284b67883e8d87530",
-            )
-            download_and_extract_archive(url, str(root), md5=md5)
-    elif name == "mnist":
+    if name == "mnist":
         sets.MNIST(str(root), train=True, download=True)
     else:
         for split in ("train", "test"):

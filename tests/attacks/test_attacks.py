@@ -31,6 +31,7 @@ ATTACKS = [
     FrankWolfe(eps=0.5, p=2, steps=3, scheme="exact"),
     FrankWolfe(eps=1.0, p=1, init="raw"),
     FrankWolfe(eps=0.4, p=1.5, objective="margin"),
+    FrankWolfe(eps=0.1, in_box=True, init="lmo", h=1.0),
 ]
 DETERMINISTIC = [a for a in ATTACKS if not (isinstance(a, PGD) and a.random_start)]
 
@@ -219,6 +220,7 @@ def test_bad_fields(cls, fields, error, message):
         (lambda: FrankWolfe(init="zero"), ValueError, "init must be"),
         (lambda: FrankWolfe(h=0.0), ValueError, "h must be finite and > 0"),
         (lambda: FrankWolfe(h="1"), TypeError, "h must be a number, got str"),
+        (lambda: FrankWolfe(p=2, in_box=True), ValueError, "in_box needs p = math.inf"),
     ],
 )
 def test_bad_fields_of_one_attack(make, error, message):

@@ -26,9 +26,7 @@ def identity_problem(indefinite=True):
 @pytest.mark.parametrize("init", ["scaled", "lmo", "raw"])
 def test_all_schemes_equal_the_slow_loop_on_a_quadratic(p, steps, init):
     objective, h, b, x, y = identity_problem()
-    expected = torch.stack(
-        [slow_frank_wolfe(lambda z: b + h @ z, row, p, 0.4, steps, h=1.0, init=init) for row in x]
-    )
+    expected = torch.stack([slow_frank_wolfe(lambda z: b + h @ z, row, p, 0.4, steps, h=1.0, init=init) for row in x])
     for scheme in ("fe", "cd", "exact"):
         attack = FrankWolfe(
             eps=0.4, p=p, steps=steps, scheme=scheme, h=0.7, init=init, objective=objective, bounds=WIDE
@@ -110,3 +108,27 @@ def test_model_of_the_loss_never_falls_on_a_relu_network():
             value = (g * v).flatten(1).sum(1) + 0.5 * (hvp(v) * v).flatten(1).sum(1)
             assert (value >= before - 1e-12).all()
             before = value
+
+
+def test_in_box_equals_the_slow_loop_over_ball_and_box():
+    model, (x, y) = smooth_net(), batch(n=12)
+    x[:6] = x[:6].round()  # half of the samples lie in corners of the box
+
+    def clip(v):
+        return (x + v).clamp(0, 1) - x
+
+    g0 = slow_gradient(model, x, y)
+    v = clip(0.3 * g0.sign())
+    for k in range(3):
+        g = g0 + (slow_gradient(model, x + 0.8 * v, y) - g0) / 0.8
+        v = v + 2 / (k + 2) * (clip(0.3 * g.sign()) - v)
+    attack = FrankWolfe(eps=0.3, steps=3, h=0.8, init="lmo", in_box=True)
+    torch.testing.assert_close(attack(model, x, y), x + v)
+
+
+def test_in_box_is_stronger_at_the_bounds():
+    model, (x, y) = smooth_net(), batch(n=200)
+    x = (3 * (x - 0.5) + 0.5).clamp(0, 1)  # a third of the entries at 0, a third at 1
+    with InputGradient(model) as oracle:
+        loss = {b: oracle.loss(FrankWolfe(eps=0.3, in_box=b)(model, x, y), y).mean() for b in (False, True)}
+    assert loss[True] > loss[False]

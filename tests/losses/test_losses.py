@@ -23,6 +23,7 @@ LOSSES = [
     SCORPIO(eps=0.1, scheme="cd", strength=1.15, h=0.95),
     SCORPIO(eps=0.5, p=2, scheme="exact"),
     SCORPIO(eps=0.1, mode="keep"),
+    SCORPIO(eps=0.1, mode="keep", in_box=True, init="lmo", h=1.0),
     SCORPIO(eps=0.1, mode="keep", scheme="cd", steps=2),
     SCORPIO(eps=0.1, mode="keep", scheme="exact"),
     SCORPIO(eps=0.1, mode="keep", strength=1.0),

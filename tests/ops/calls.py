@@ -65,6 +65,10 @@ def _calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]:
         calls[f"frank_wolfe_step-{p}-last"] = lambda b, p=p: ops.frank_wolfe_step(
             b.g, b.plus, b.v, b.x, p, 0.3, gamma=0.5, last=True
         )
+    calls["frank_wolfe_init-box"] = lambda b: ops.frank_wolfe_init(b.g, b.x, math.inf, b.eps, in_box=True)
+    calls["frank_wolfe_step-box"] = lambda b: ops.frank_wolfe_step(
+        b.g, b.plus, b.v, b.x, math.inf, b.eps, gamma=0.5, in_box=True
+    )
     for p, eps in ((1, 5.0), (2, 1.0), (math.inf, 0.1)):
         for exact in (False, True):
             calls[f"project-{p}-{exact}"] = lambda b, p=p, eps=eps, exact=exact: ops.project(

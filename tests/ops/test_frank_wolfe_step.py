@@ -120,3 +120,28 @@ def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     arguments = {**tensors, "p": 2, "eps": 0.5, "gamma": 0.5, **change}
     with pytest.raises(error, match=message):
         ops.frank_wolfe_step(**arguments)
+
+
+def test_in_box_maximises_over_ball_and_box() -> None:
+    g, x = torch.randn(40, 6, dtype=torch.float64), torch.rand(40, 6, dtype=torch.float64)
+    v = torch.zeros_like(g)
+    x[:20] = x[:20].round()
+    eps = 0.3
+    s, x_adv, gap = ops.frank_wolfe_step(g, g, v, x, math.inf, eps, gamma=1.0, last=True, in_box=True)
+    assert torch.equal(x_adv, (x + s).clamp(0, 1)) and (s.abs() <= eps).all()
+    torch.testing.assert_close(gap, (g * s).sum(1))
+    corners = torch.cartesian_prod(*6 * [torch.tensor([-eps, eps], dtype=torch.float64)])  # [64, 6]
+    feasible = (x[:, None] + corners).clamp(0, 1) - x[:, None]  # corners of ball and box
+    torch.testing.assert_close((g * s).sum(1), (g[:, None] * feasible).sum(2).amax(1))
+    start, probe = ops.frank_wolfe_init(g, x, math.inf, eps, h=1.0, in_box=True)
+    assert probe.min() >= 0 and probe.max() <= 1 and (start.abs() <= eps).all()
+    free, _ = ops.frank_wolfe_init(g, x, math.inf, eps, h=1.0)
+    torch.testing.assert_close(start, (x + free).clamp(0, 1) - x)
+
+
+def test_in_box_needs_the_maximum_norm() -> None:
+    g = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"in_box needs p = math\.inf"):
+        ops.frank_wolfe_step(g, g, g, g, 2, 0.1, gamma=1.0, in_box=True)
+    with pytest.raises(ValueError, match=r"in_box needs p = math\.inf"):
+        ops.frank_wolfe_init(g, g, 2, 0.1, in_box=True)

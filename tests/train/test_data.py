@@ -182,18 +182,18 @@ def test_unknown_name():
 def test_download_without_torchvision(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(MissingDataError, match="downloading cifar10 needs a torchvision"):
+    with pytest.raises(MissingDataError, match="downloading svhn needs a torchvision"):
+        load_data("svhn", tmp_path, download=True)
+
+
+def test_cifar10_is_not_downloaded(tmp_path):
+    with pytest.raises(MissingDataError, match="put the folder cifar-10-batches-bin into"):
         load_data("cifar10", tmp_path, download=True)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+@pytest.mark.parametrize("name", ["mnist", "svhn"])
 def test_download_asks_torchvision(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(formats, "CIFAR10_RECORDS", 4)
     calls = []
-
-    def archive(url, root, md5):
-        calls.append(url.rsplit("/", 1)[-1])
-        write_cifar(tmp_path, 4)
 
     def mnist(root, train, download):
         calls.append("mnist")
@@ -204,13 +204,11 @@ def test_download_asks_torchvision(tmp_path, monkeypatch, name):
         write_svhn(tmp_path)
 
     package, sets = types.ModuleType("torchvision"), types.ModuleType("torchvision.datasets")
-    utils = types.ModuleType("torchvision.datasets.utils")
-    package.datasets, sets.utils, sets.MNIST, sets.SVHN = sets, utils, mnist, svhn
-    utils.download_and_extract_archive = archive
-    for module in (package, sets, utils):
+    package.datasets, sets.MNIST, sets.SVHN = sets, mnist, svhn
+    for module in (package, sets):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     load_data(name, tmp_path, download=True)
-    assert calls == {"mnist": ["mnist"], "cifar10": ["cifar-10-binary.tar.gz"], "svhn": ["train", "test"]}[name]
+    assert calls == {"mnist": ["mnist"], "svhn": ["train", "test"]}[name]
 
 
 def numbered(n):

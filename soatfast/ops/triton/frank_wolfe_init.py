@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..reference import INIT_LMO, INIT_SCALED
 from ._launch import Constexprs, exponents, kept_by, norm_kind, on_device, per_sample, tile, warps
-from ._math import bits, scalar
+from ._math import bits, clamp, scalar
 from ._math import per_sample as sample_number
 from ._row import (
     INF,
@@ -32,7 +32,22 @@ _SCALED = tl.constexpr(INIT_SCALED)
 
 
 @triton.jit
-def _start(g, offs, m, total, first, eps, power, root, NORM: tl.constexpr, INIT: tl.constexpr):
+def _start(
+    g,
+    x,
+    offs,
+    m,
+    total,
+    first,
+    eps,
+    power,
+    root,
+    lower,
+    upper,
+    NORM: tl.constexpr,
+    INIT: tl.constexpr,
+    IN_BOX: tl.constexpr,
+):
     """v of a clean tile g, elementwise in the row's statistics. [BLOCK]"""
     if INIT == _LMO:
         v = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
@@ -42,6 +57,8 @@ def _start(g, offs, m, total, first, eps, power, root, NORM: tl.constexpr, INIT:
             v = v * inverse_norm(total, root, NORM)
     else:
         v = g
+    if IN_BOX:
+        v = clamp(v, lower - x, upper - x)
     return v
 
 
@@ -57,11 +74,14 @@ def frank_wolfe_init_kernel(
     entries,  # D
     eps_bits: tl.int64,
     h_bits: tl.int64,
+    lower_bits: tl.int64,
+    upper_bits: tl.int64,
     power_bits: tl.int64,  # q - 1 for the LMO start, p - 1 for the scaled one
     root_bits: tl.int64,  # -1/p
     NORM: tl.constexpr,
     INIT: tl.constexpr,
     CENTRAL: tl.constexpr,
+    IN_BOX: tl.constexpr,
     ON_CHIP: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
@@ -70,6 +90,7 @@ def frank_wolfe_init_kernel(
     base = row * entries
     far = (row + batch) * entries
     eps = sample_number(eps_bits, eps_ptr, eps_stride, row, ACC)
+    lower, upper = scalar(lower_bits, ACC), scalar(upper_bits, ACC)
     h, power, root = scalar(h_bits, ACC), scalar(power_bits, ACC), scalar(root_bits, ACC)
     if ON_CHIP:
         offs = tl.arange(0, BLOCK)  # [BLOCK]
@@ -77,7 +98,7 @@ def frank_wolfe_init_kernel(
         g = clean(load(g0_ptr + base, offs, mask, ACC))
         x = load(x_ptr + base, offs, mask, ACC)
         m, total, first = row_stats(g, offs, power, NORM)
-        v = _start(g, offs, m, total, first, eps, power, root, NORM, INIT)
+        v = _start(g, x, offs, m, total, first, eps, power, root, lower, upper, NORM, INIT, IN_BOX)
         store(v_out_ptr + base, offs, v, mask)
         write_probe(probe_ptr, base, far, offs, mask, x, v, h, CENTRAL)
     else:
@@ -93,17 +114,29 @@ def frank_wolfe_init_kernel(
             mask = offs < entries
             g = clean(load(g0_ptr + base, offs, mask, ACC))
             x = load(x_ptr + base, offs, mask, ACC)
-            v = _start(g, offs, m, total, first, eps, power, root, NORM, INIT)
+            v = _start(g, x, offs, m, total, first, eps, power, root, lower, upper, NORM, INIT, IN_BOX)
             store(v_out_ptr + base, offs, v, mask)
             write_probe(probe_ptr, base, far, offs, mask, x, v, h, CENTRAL)
 
 
-def constexprs(entries: int, dtype: torch.dtype, p: float, init: int, central: bool) -> Constexprs:
-    return {"NORM": norm_kind(p), "INIT": init, "CENTRAL": central, **tile(entries, dtype, kept_by(p))}
+def constexprs(
+    entries: int, dtype: torch.dtype, p: float, init: int, central: bool, in_box: bool = False
+) -> Constexprs:
+    rest = tile(entries, dtype, kept_by(p))
+    return {"NORM": norm_kind(p), "INIT": init, "CENTRAL": central, "IN_BOX": in_box, **rest}
 
 
 def frank_wolfe_init(
-    g0: Tensor, x: Tensor, p: float, eps: float, eps_tensor: Tensor | None, init: int, h: float, central: bool
+    g0: Tensor,
+    x: Tensor,
+    p: float,
+    eps: float,
+    eps_tensor: Tensor | None,
+    init: int,
+    h: float,
+    central: bool,
+    lower: float,
+    upper: float,
 ) -> tuple[Tensor, Tensor]:
     g0, x = g0.contiguous(), x.contiguous()
     batch, entries = g0.shape
@@ -114,7 +147,7 @@ def frank_wolfe_init(
     power, root = exponents(p)
     if init == INIT_SCALED and p < math.inf:
         power = bits(p - 1)
-    meta = constexprs(entries, g0.dtype, p, init, central)
+    meta = constexprs(entries, g0.dtype, p, init, central, lower > -math.inf or upper < math.inf)
     with on_device(g0):
         frank_wolfe_init_kernel[(batch,)](
             g0,
@@ -126,6 +159,8 @@ def frank_wolfe_init(
             entries,
             bits(eps),
             bits(h),
+            bits(lower),
+            bits(upper),
             power,
             root,
             **meta,

@@ -39,9 +39,14 @@ def _model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL: t
 
 
 @triton.jit
-def _direction(g, v, offs, m, total, first, eps, power, root, NORM: tl.constexpr):
+def _direction(
+    g, v, x, offs, m, total, first, eps, power, root, lower, upper, NORM: tl.constexpr, IN_BOX: tl.constexpr
+):
     """s - v. [BLOCK]"""
-    return eps * unit_lmo(g, offs, m, total, first, power, root, NORM) - v
+    s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
+    if IN_BOX:
+        s = clamp(s, lower - x, upper - x)
+    return s - v
 
 
 @triton.jit
@@ -91,6 +96,7 @@ def frank_wolfe_step_kernel(
     NORM: tl.constexpr,
     CENTRAL: tl.constexpr,
     LAST: tl.constexpr,
+    IN_BOX: tl.constexpr,
     ON_CHIP: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
@@ -110,7 +116,7 @@ def frank_wolfe_step_kernel(
         m, total, first = row_stats(g, offs, power, NORM)
         v = load(v_ptr + base, offs, mask, ACC)
         x = load(x_ptr + base, offs, mask, ACC)
-        direction = _direction(g, v, offs, m, total, first, eps, power, root, NORM)
+        direction = _direction(g, v, x, offs, m, total, first, eps, power, root, lower, upper, NORM, IN_BOX)
         gap = m * tl.sum(scaled(g, m) * direction, 0)
         v += gamma * direction
         _write(v_out_ptr, probe_ptr, base, far, offs, mask, x, v, h, lower, upper, CENTRAL, LAST)
@@ -135,7 +141,7 @@ def frank_wolfe_step_kernel(
                 grown = tl.where(m_b > m, m_b, m)
                 gap_by_m *= scaled(m, grown)
                 m = grown
-            direction = _direction(g, v, offs, m, total, first, eps, power, root, NORM)
+            direction = _direction(g, v, x, offs, m, total, first, eps, power, root, lower, upper, NORM, IN_BOX)
             v += gamma * direction
             _write(v_out_ptr, probe_ptr, base, far, offs, mask, x, v, h, lower, upper, CENTRAL, LAST)
             gap_by_m += tl.sum(scaled(g, m) * direction, 0)
@@ -143,8 +149,10 @@ def frank_wolfe_step_kernel(
     tl.store(gap_ptr + row, gap)
 
 
-def constexprs(entries: int, dtype: torch.dtype, p: float, central: bool, last: bool) -> Constexprs:
-    return {"NORM": norm_kind(p), "CENTRAL": central, "LAST": last, **tile(entries, dtype, 2)}
+def constexprs(
+    entries: int, dtype: torch.dtype, p: float, central: bool, last: bool, in_box: bool = False
+) -> Constexprs:
+    return {"NORM": norm_kind(p), "CENTRAL": central, "LAST": last, "IN_BOX": in_box, **tile(entries, dtype, 2)}
 
 
 def frank_wolfe_step(
@@ -161,6 +169,7 @@ def frank_wolfe_step(
     last: bool,
     lower: float,
     upper: float,
+    in_box: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     g0, g1, v, x = g0.contiguous(), g1.contiguous(), v.contiguous(), x.contiguous()
     batch, entries = g0.shape
@@ -169,7 +178,7 @@ def frank_wolfe_step(
     gap = g0.new_empty((batch,), dtype=accumulate_dtype(g0.dtype))
     if v_out.numel() == 0:
         return v_out, probe, gap
-    meta = constexprs(entries, g0.dtype, p, central, last)
+    meta = constexprs(entries, g0.dtype, p, central, last, in_box)
     with on_device(g0):
         frank_wolfe_step_kernel[(batch,)](
             g0,

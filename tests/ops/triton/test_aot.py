@@ -69,6 +69,8 @@ def _variants() -> Iterator[Variant]:
     yield Variant("frank_wolfe_init", 2.0, {"init": INIT_RAW, "central": False}, 2, 2)
     yield Variant("frank_wolfe_step", 2.0, {"central": False, "last": True}, 4, 2)
     yield Variant("frank_wolfe_step", math.inf, {"central": True, "last": True}, 5, 2)
+    yield Variant("frank_wolfe_step", math.inf, {"central": False, "last": False, "in_box": True}, 4, 2)
+    yield Variant("frank_wolfe_init", math.inf, {"init": INIT_SCALED, "central": False, "in_box": True}, 2, 2)
     for p in (1.0, 2.0, math.inf):
         for exact in (False, True) if p < math.inf else (False,):
             yield Variant("project", p, {"exact": exact}, 2, 1)
