@@ -1,7 +1,7 @@
 # soatfast: `make demo` and `make test` work on a fresh clone; both set up .venv first.
 PYTHON ?= python3
 VENV   ?= .venv
-# 2.13.0 is what the project is developed against; any torch >= 2.11 works (make setup TORCH=torch==2.11.0).
+# What the project is developed against; the package takes torch >= 2.11 (in a fresh VENV: make TORCH=torch==2.11.0).
 TORCH  ?= torch==2.13.0
 RUN     = $(VENV)/bin/python -m
 PYTEST  = OMP_NUM_THREADS=1 $(RUN) pytest -q
@@ -14,7 +14,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time the ops and attacks against their baselines, print the ratios"
-	@echo "make compare    the README's table: the demo with three seeds (about 12 minutes)"
+	@echo "make compare    the README's table: the demo with three seeds, and the SCORPIO of the paper"
 	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
 	@echo "make doctor     versions, devices, and which kernel serves each op"
 
@@ -23,8 +23,8 @@ SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml
 setup: $(VENV)/.soatfast
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "soatfast needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "soatfast needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed: install python3-venv" >&2; exit 1; }
 
 # torch comes first and alone, so that nothing else chooses its version.

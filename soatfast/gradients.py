@@ -36,7 +36,7 @@ class InputGradient:
             autocast. x and the gradient keep x's dtype. Finite differences with tiny steps need None.
         targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
 
-    Calling the oracle costs one forward and one backward to the input.
+    Calling the oracle, or its :meth:`gradient`, costs one forward and one backward to the input.
 
     Raises:
         ValueError: the model returns something else than (B, K) with K >= 2, or labels lie outside 0..K-1.
@@ -65,7 +65,7 @@ class InputGradient:
         if not callable(model):
             raise TypeError(f"model must be a module or a callable, got {type(model).__name__}")
         self.model = unwrap(model) if isinstance(model, nn.Module) else model
-        self.objective, self._head = objectives.resolve(objective)
+        self.objective, self._derivative = objectives.resolve(objective)
         self.mode = mode
         self.precision = precision
         self.sign = -1.0 if targeted else 1.0
@@ -99,9 +99,8 @@ class InputGradient:
             module.training = training
         for p in self._frozen:
             p.requires_grad_(True)
-        with torch.no_grad():
-            for buffer, saved in self._buffers:
-                buffer.copy_(saved)
+        for buffer, saved in self._buffers:
+            buffer.data.copy_(saved)  # .data: a graph that the caller still holds has saved this version of the buffer
         self._flags, self._frozen, self._buffers = [], [], []
         self.logits = None
         self._labels_checked = False
@@ -128,33 +127,48 @@ class InputGradient:
 
     def _forward(self, x: Tensor, y: Tensor) -> Tensor:
         logits = self.model(x if self.input_dtype is None else x.to(self.input_dtype))
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must return logits of shape ({x.shape[0]}, K), got {came}")
-        if logits.shape[1] < 2:
-            raise ValueError(f"model must return logits of at least 2 classes, got {tuple(logits.shape)}")
+        check_logits(logits, len(x))
         if not self._labels_checked:
-            check(
-                ((y >= 0) & (y < logits.shape[1])).all(),
-                lambda: f"labels must lie in 0..{logits.shape[1] - 1}, got {y.min().item()}..{y.max().item()}",
-            )
+            check_labels(y, logits.shape[1])
             self._labels_checked = True
         self.logits = logits.detach()
         return logits
 
-    def _losses(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Objective and its derivative by the logits, in float32 or wider, both with the attack's sign."""
+    @contextlib.contextmanager
+    def _head(self, logits: Tensor) -> Iterator[Tensor]:
+        """The logits for the objective: detached, in float32 or wider, out of autocast."""
         wide = logits.detach()
         wide = wide if wide.dtype == torch.float64 else wide.float()
-        with torch.no_grad(), torch.autocast(wide.device.type, enabled=False):
-            loss, derivative = self._head(wide, y)
-        return (loss, derivative) if self.sign > 0 else (-loss, -derivative)
+        if torch.is_autocast_enabled(wide.device.type):
+            with torch.no_grad(), torch.autocast(wide.device.type, enabled=False):
+                yield wide
+        else:
+            with torch.no_grad():
+                yield wide
+
+    def _derivative_of(self, logits: Tensor, y: Tensor) -> Tensor:
+        with self._head(logits) as wide:
+            derivative = self._derivative(wide, y)
+        return derivative if self.sign > 0 else -derivative
+
+    def _loss_of(self, logits: Tensor, y: Tensor) -> Tensor:
+        with self._head(logits) as wide:
+            loss = self.objective(wide, y)
+        return loss if self.sign > 0 else -loss
+
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """The gradient alone, of x's shape. One forward, one backward to the input."""
+        return self._pass(x, y)[0]
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(loss (B,), gradient of x's shape). One forward, one backward to the input."""
+        grad, logits = self._pass(x, y)
+        return self._loss_of(logits, y), grad
+
+    def _pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with self._grad_enabled(x) as leaf:
             logits = self._forward(leaf, y)
-            loss, derivative = self._losses(logits, y)
+            derivative = self._derivative_of(logits, y)
             scale = None
             if torch.float16 in (self.precision, logits.dtype):
                 # Small derivatives underflow in float16: send each sample back at unit scale.
@@ -163,14 +177,14 @@ class InputGradient:
             (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
         if scale is not None:
             grad = grad * scale.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
-        return loss, grad.detach()
+        return grad.detach(), logits
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Loss (B,) alone: one forward."""
         with torch.no_grad(), contextlib.ExitStack() as stack:
             if self.precision:
                 stack.enter_context(torch.autocast(x.device.type, dtype=self.precision))
-            return self._losses(self._forward(x, y), y)[0]
+            return self._loss_of(self._forward(x, y), y)
 
     def fooled(self, y: Tensor) -> Tensor:
         """(B,) bool: the last pass predicted another class than y (targeted: the class y)."""
@@ -212,7 +226,7 @@ class InputGradient:
                 p.requires_grad_(True)
             with self._grad_enabled(x) as leaf:
                 logits = self._forward(leaf, y)
-                loss, derivative = self._losses(logits, y)
+                loss, derivative = self._loss_of(logits, y), self._derivative_of(logits, y)
                 grad, *slopes = torch.autograd.grad(
                     logits, [leaf, *parameters], derivative.to(logits.dtype), allow_unused=True
                 )
@@ -248,6 +262,23 @@ class _Recycled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream: Tensor):  # type: ignore[override]
         return None, None, *(upstream.to(slope.dtype) * slope for slope in ctx.slopes)
+
+
+def check_logits(logits: object, samples: int) -> None:
+    """Raise ValueError unless a model returned (samples, K) with K >= 2."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != samples:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"model must return logits of shape ({samples}, K), got {came}")
+    if logits.shape[1] < 2:
+        raise ValueError(f"model must return logits of at least 2 classes, got {tuple(logits.shape)}")
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Raise ValueError where a label is out of range; on CUDA a device assertion."""
+    check(
+        ((y >= 0) & (y < classes)).all(),
+        lambda: f"labels must lie in 0..{classes - 1}, got {y.min().item()}..{y.max().item()}",
+    )
 
 
 def check(condition: Tensor, message: Callable[[], str]) -> None:

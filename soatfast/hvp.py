@@ -17,7 +17,8 @@ Scheme = Literal["fe", "cd", "exact"]
 def automatic_step(v: Tensor) -> Tensor:
     """h (B,) with ||h v||_2 = 2e-5 sqrt(D) in float32, 1e-6 sqrt(D) in float64; 1 for a zero v.
 
-    Measured best trade between rounding of x + h v and crossed ReLU kinks (conv nets, D = 3072, unit v): 0.4-7 % error.
+    A shorter step drowns in the rounding of x + h v, a longer one crosses ReLU kinks. The tests hold the error on a
+    smooth network with D = 784 below 7 % in float32 and 1e-4 in float64.
     """
     size = math.sqrt(v[0].numel()) if len(v) else 1.0
     target = (1e-6 if v.dtype == torch.float64 else 2e-5) * size
@@ -71,8 +72,8 @@ def hvp(
     step: float | Tensor = automatic_step(v).to(v.dtype).view(-1, *(1,) * (v.dim() - 1)) if h is None else h
     move = step * v
     if scheme == "cd":
-        gradients = oracle(torch.cat([x + move, x - move]), torch.cat([y, y]))[1]
+        gradients = oracle.gradient(torch.cat([x + move, x - move]), torch.cat([y, y]))
         return (gradients[: len(x)] - gradients[len(x) :]) / (2 * step)
     if g0 is None:
-        g0 = oracle(x, y)[1]
-    return (oracle(x + move, y)[1] - g0) / step
+        g0 = oracle.gradient(x, y)
+    return (oracle.gradient(x + move, y) - g0) / step

@@ -1,7 +1,7 @@
 """Per-sample objectives that an attack raises: cross-entropy and (negative) margin, stable for confident samples.
 
-Each is a differentiable function (logits (B, K), labels (B,)) -> (B,), and has a closed form of its derivative, so that
-an attack pass needs no autograd graph behind the logits. Any callable of that form can stand in for a name.
+Each is a differentiable function (logits (B, K), labels (B,)) -> (B,), and has a closed form of its derivative by the
+logits, so that an attack pass needs no autograd graph behind them. Any callable of that form can stand in for a name.
 """
 
 from __future__ import annotations
@@ -42,43 +42,39 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.gather(1, rival) - logits.gather(1, label)).squeeze(1)
 
 
-def _cross_entropy_with_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _cross_entropy_derivative(logits: Tensor, y: Tensor) -> Tensor:
     label = y.unsqueeze(1)
-    others = (logits - logits.gather(1, label)).scatter_(1, label, -torch.inf)
-    log_odds = others.logsumexp(1, keepdim=True)  # of "not y" against y
-    wrong = torch.sigmoid(log_odds)  # sum of p_j over j != y
-    gradient = (others - log_odds).exp_().mul_(wrong).scatter_(1, label, -wrong)
-    return F.softplus(log_odds, threshold=50).squeeze(1), gradient
+    derivative = logits.softmax(1).scatter_(1, label, 0.0)
+    return derivative.scatter_(1, label, derivative.sum(1, keepdim=True).neg_())
 
 
-def _margin_with_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _margin_derivative(logits: Tensor, y: Tensor) -> Tensor:
     label = y.unsqueeze(1)
-    best, rival = logits.scatter(1, label, -torch.inf).max(1, keepdim=True)
-    gradient = torch.zeros_like(logits).scatter_(1, rival, 1.0).scatter_(1, label, -1.0)
-    return (best - logits.gather(1, label)).squeeze(1), gradient
+    rival = logits.scatter(1, label, -torch.inf).argmax(1, keepdim=True)
+    return torch.zeros_like(logits).scatter_(1, rival, 1.0).scatter_(1, label, -1.0)
 
 
-def _autograd_gradient(function: Objective) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    def with_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _autograd_derivative(function: Objective) -> Objective:
+    def derivative(logits: Tensor, y: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             value = function(leaf, y)
             if value.shape != y.shape:
                 raise ValueError(f"objective must return shape {tuple(y.shape)}, got {tuple(value.shape)}")
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return value.detach(), gradient
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return slope
 
-    return with_gradient
+    return derivative
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin}
-_WITH_GRADIENT = {"ce": _cross_entropy_with_gradient, "margin": _margin_with_gradient}
+_DERIVATIVES: dict[str, Objective] = {"ce": _cross_entropy_derivative, "margin": _margin_derivative}
 
 
-def resolve(objective: str | Objective) -> tuple[Objective, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-    """The objective as a differentiable function, and as (value, derivative with respect to the logits)."""
+def resolve(objective: str | Objective) -> tuple[Objective, Objective]:
+    """The objective (logits, y) -> (B,) as a differentiable function, and its derivative by the logits (B, K)."""
     if isinstance(objective, str) and objective in OBJECTIVES:
-        return OBJECTIVES[objective], _WITH_GRADIENT[objective]
+        return OBJECTIVES[objective], _DERIVATIVES[objective]
     if callable(objective) and not isinstance(objective, str):
-        return objective, _autograd_gradient(objective)
+        return objective, _autograd_derivative(objective)
     raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)} or a callable, got {objective!r}")

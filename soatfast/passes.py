@@ -159,6 +159,9 @@ def _first_tensor(value: object) -> Tensor | None:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside a DistributedDataParallel wrapper: an attack must not synchronise ranks."""
+    compiled = getattr(model, "_orig_mod", None)  # torch.compile of the wrapper
+    if isinstance(compiled, nn.parallel.DistributedDataParallel):
+        model = compiled
     while isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     return model

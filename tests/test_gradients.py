@@ -219,3 +219,25 @@ def test_bad_arguments():
         InputGradient(relu_net(), precision=torch.float32)
     with pytest.raises(TypeError, match="model must be a module or a callable, got str"):
         InputGradient("resnet")
+
+
+def test_a_graph_that_the_caller_holds_survives_an_attack_in_train_mode():
+    model, (x, y) = conv_net().train(), batch(shape=(3, 8, 8), dtype=torch.float32)
+    loss = F.cross_entropy(model(x), y)  # as in TRADES: the clean logits first, then the attack, then backward
+    with InputGradient(model, mode="train") as oracle:
+        oracle.gradient(x, y)
+    loss.backward()
+    assert model[0].weight.grad is not None
+
+
+def test_gradient_alone_and_loss_alone_agree_with_both():
+    model, (x, y) = relu_net(), batch()
+    with InputGradient(model) as oracle:
+        loss, grad = oracle(x, y)
+        assert torch.equal(oracle.gradient(x, y), grad) and torch.equal(oracle.loss(x, y), loss)
+
+
+def test_loss_of_a_callable_objective_under_inference_mode():
+    model, (x, y) = relu_net(), batch()
+    with torch.inference_mode(), InputGradient(model, objective=lambda z, y: z.sum(1)) as oracle:
+        torch.testing.assert_close(oracle.loss(x, y), model(x).sum(1))

@@ -36,8 +36,8 @@ def test_truncation_errors_are_the_textbook_ones():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float32, 7e-2)])
 @pytest.mark.parametrize("scheme", ["fe", "cd"])
 def test_automatic_step_on_a_smooth_network(scheme, dtype, tolerance):
-    model = smooth_net(dtype)
-    x, y = batch(dtype=dtype)
+    model = smooth_net(dtype, shape=(1, 28, 28))
+    x, y = batch(dtype=dtype, shape=(1, 28, 28))
     v = torch.randn_like(x) * torch.tensor([1e-3, 1.0, 1e3, 1.0, 1.0, 1.0], dtype=dtype).view(-1, 1, 1, 1)
     with InputGradient(model) as oracle:
         exact = hvp(oracle, x, y, v, scheme="exact").flatten(1)

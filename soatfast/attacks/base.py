@@ -103,8 +103,10 @@ class Attack:
     def _broadcast(self, per_sample: float | Tensor, x: Tensor) -> float | Tensor:
         """A scalar or per-sample tensor shaped to multiply x."""
         if not isinstance(per_sample, Tensor) or per_sample.dim() == 0:
-            return per_sample
-        return per_sample.view(-1, *(1,) * (x.dim() - 1))
+            return per_sample if not isinstance(per_sample, Tensor) else per_sample.to(x.dtype)
+        if len(per_sample) not in (1, len(x)):
+            raise ValueError(f"eps must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
+        return per_sample.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
 
 
 def check_radius(eps: Any, name: str = "eps") -> None:

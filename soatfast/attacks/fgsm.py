@@ -31,7 +31,7 @@ class FGSM(Attack):
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         if g0 is None:
-            _, g0 = oracle(x, y)
+            g0 = oracle.gradient(x, y)
         return (x + ops.lmo(g0, self.p, self.eps)).clamp_(*self.bounds)
 
     def passes(self, batch: int = 1) -> Passes:

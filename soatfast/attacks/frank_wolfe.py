@@ -74,7 +74,7 @@ class FrankWolfe(Attack):
         if exact:
             _, g0, hvp = oracle.differentiable(x, y)
         elif g0 is None:
-            _, g0 = oracle(x, y)
+            g0 = oracle.gradient(x, y)
         h = 1.0 if exact else self.h
         labels = torch.cat([y, y]) if central else y
         v, probe = ops.frank_wolfe_init(
@@ -89,7 +89,7 @@ class FrankWolfe(Attack):
             in_box=self.in_box,
         )
         for k in range(self.steps):
-            g1 = g0 + hvp(v) if exact else oracle(probe, labels)[1]
+            g1 = g0 + hvp(v) if exact else oracle.gradient(probe, labels)
             v, probe, _ = ops.frank_wolfe_step(
                 g0,
                 g1,

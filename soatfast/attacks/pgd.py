@@ -74,8 +74,10 @@ class PGD(Attack):
         alpha = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         x_adv = self._start(x) if self.random_start else x
         for _ in range(self.steps):
-            loss, g = oracle(x_adv, y)
-            if kept is not None:
+            if kept is None:
+                g = oracle.gradient(x_adv, y)
+            else:
+                loss, g = oracle(x_adv, y)
                 kept.offer(x_adv, loss, oracle.fooled(y))
             x_adv = ops.pgd_step(x_adv, g, x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
         return x_adv

@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from ..attacks.base import check_batch
+from ..gradients import check_labels, check_logits
 from ..objectives import cross_entropy
 from ..passes import Passes, passes_of
 
@@ -37,9 +38,8 @@ class Loss:
 def sample_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy (B,) of a training forward, in float32 or wider."""
     logits = model(x)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model must return logits of shape ({x.shape[0]}, K), got {came}")
+    check_logits(logits, len(x))
+    check_labels(y, logits.shape[1])
     return cross_entropy(logits if logits.dtype.itemsize > 4 else logits.float(), y)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..attacks import FrankWolfe
@@ -86,7 +87,7 @@ class SCORPIO(Loss):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = self.attack
-        if not self._shares or len(x) == 0:
+        if not self._shares or len(x) == 0 or x.dtype == torch.float16:  # whose derivatives need rescaling
             x_adv = attack(model, x, y)
             attacked = mean(sample_losses(model, x_adv, y))
             if self.strength == 1:

@@ -21,6 +21,7 @@ from soatfast.evaluate.table import Column, Table
 from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
 from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
+from soatfast.train.errors import UserError
 from soatfast.train.models import build_model
 from soatfast.train.progress import Progress
 from soatfast.train.trainer import TrainConfig, TrainResult, train
@@ -34,19 +35,19 @@ class Method:
     loss: Callable[[float], Loss]
 
 
-# mode="keep" throughout: the default model has no mode-dependent layer, and SCORPIO can then share its clean
-# pass.
+# mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
+# For a model that has one, `_suited` makes it "eval".
 METHODS: dict[str, Method] = {
     "standard": Method("standard", lambda eps: CrossEntropy()),
     "pgd10": Method("PGD-10 training", lambda eps: AdversarialTraining(attack=PGD(eps=eps, steps=10, mode="keep"))),
     # Four fifths of a digit's pixels are 0: half of the ball around them is out of the box, so v is sought in both.
     "scorpio": Method(
-        "SCORPIO FE(3)",
+        "SCORPIO FE(3), ball and box",
         lambda eps: SCORPIO(eps=eps, steps=3, h=1.0, strength=1.05, init="lmo", in_box=True, mode="keep"),
     ),
     "pgd4": Method("PGD-4 training", lambda eps: AdversarialTraining(attack=PGD(eps=eps, steps=4, mode="keep"))),
     "scorpio-ball": Method(
-        "SCORPIO FE(3), ball only",
+        "SCORPIO FE(3), the paper's",
         lambda eps: SCORPIO(eps=eps, steps=3, h=1.05, strength=1.05, mode="keep"),
     ),
 }
@@ -119,6 +120,8 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
     Training seconds are those of the training steps alone. Every run begins with the weights that its seed
     gives.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
     progress = progress or Progress()
     checkpoint.make_writable(config.run_dir)
     data = _subset(load_data(config.data, config.data_root, config.download), config)
@@ -145,12 +148,23 @@ def _run(
     model = build_model(config.model, data.shape[0], data.classes)
     training = dataclasses.replace(config.train, seed=seed)
     folder = config.run_dir / name / f"seed-{seed}"
-    result = train(model, METHODS[name].loss(config.eps), data, training, folder, not config.fresh, progress)
+    loss = _suited(METHODS[name].loss(config.eps), model)
+    result = train(model, loss, data, training, folder, not config.fresh, progress)
     progress.stage(f"{label}, attacks", 2 * index + 1, 2 * total)
     samples = data.test
     found = {key: accuracy(model, samples, attack(config.eps)) for key, (_, attack) in ATTACKS.items()}
     progress.note(", ".join(f"{ATTACKS[key][0][:-2]} {100 * value.accuracy:.1f} %" for key, value in found.items()))
     return Run(seed, model, result, found)
+
+
+def _suited(loss: Loss, model: nn.Module) -> Loss:
+    """The loss as it is for a model that train mode does not change; else with its attack in eval mode."""
+    changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if not any(isinstance(module, changing) for module in model.modules()):
+        return loss
+    if isinstance(loss, AdversarialTraining):
+        return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, mode="eval"))
+    return dataclasses.replace(loss, mode="eval") if isinstance(loss, SCORPIO) else loss
 
 
 def _subset(data: Data, config: CompareConfig) -> Data:

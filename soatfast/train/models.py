@@ -45,8 +45,7 @@ class SmallCNN(nn.Module):
     """Two strided 4x4 convolutions and two linear layers with ReLU: (B, C, 28, 28) -> (B, classes).
 
     Nothing in it depends on train/eval mode. With the default width of 16 it has 166 406 parameters (1
-    channel, 10 classes); a forward with the input gradient of 128 images takes a few milliseconds on two
-    cores. The input is used as it is, in [0, 1].
+    channel, 10 classes); it is what the demo trains. The input is used as it is, in [0, 1].
     """
 
     def __init__(self, in_channels: int = 1, classes: int = 10, width: int = 16, hidden: int = 100) -> None:

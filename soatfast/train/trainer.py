@@ -46,7 +46,7 @@ class TrainConfig:
     """In epoch e (from 0) the loss gets eps min(1, (e + 1) / ramp); 1 or 0: the full eps from the start."""
     seed: int = 0
     """Fixes the data order and the random starts of attacks; in `soatfast compare` the first weights too."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16"] = "no"
     """Autocast of all network passes, those of the attack included."""
     channels_last: bool = False
     """Channels-last memory layout for model and images."""
@@ -63,7 +63,7 @@ class TrainConfig:
         choices = {
             "optimizer": ("adam", "sgd"),
             "schedule": ("constant", "cosine", "step"),
-            "precision": ("no", "bf16", "fp16"),
+            "precision": ("no", "bf16"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

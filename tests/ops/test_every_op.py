@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +120,10 @@ def test_public_function_compiles_without_a_break(name: str, dynamic: bool) -> N
             assert mine.stride() == eager.stride()
 
 
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not (Path(sysconfig.get_path("include")) / "Python.h").is_file(),
+    reason="Inductor needs g++ and Python.h (python3-dev)",
+)
 def test_compiles_with_inductor() -> None:
     batch = make_batch()
     call = CALLS["frank_wolfe_step-2-central"]

@@ -10,7 +10,9 @@ import torch
 
 from soatfast.losses import CrossEntropy
 from soatfast.train import RunFolderError, TrainConfig, checkpoint, load_data
-from soatfast.train.compare import ATTACKS, METHODS, CompareConfig, Method, compare
+from soatfast.train.compare import ATTACKS, METHODS, CompareConfig, Method, _suited, compare
+from soatfast.train.errors import UserError
+from soatfast.train.models import build_model
 from soatfast.train.progress import Progress
 
 pytest.importorskip("mlxtend")
@@ -157,3 +159,19 @@ def test_describe_is_json():
         {name: checkpoint.describe(method.loss(0.2)) for name, method in METHODS.items()}, allow_nan=False
     )
     assert "SCORPIO" in text
+
+
+def test_attacks_run_in_eval_mode_where_train_mode_changes_the_model():
+    resnet, cnn = build_model("resnet18", 3, 10, width=4), build_model("small-cnn", 1, 10)
+    for name in ("pgd10", "scorpio", "pgd4"):
+        loss = METHODS[name].loss(0.1)
+        assert _suited(loss, cnn) is loss
+        suited = _suited(loss, resnet)
+        assert getattr(suited, "mode", None) == "eval" or suited.attack.mode == "eval"
+    assert _suited(CrossEntropy(), resnet) == CrossEntropy()
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="compare runs in one process"):
+        compare(CompareConfig(run_dir=tmp_path))
