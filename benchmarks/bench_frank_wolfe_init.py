@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from soatfast.ops.reference import INIT_SCALED
+from soatfast.ops.constants import INIT_SCALED
 
 from .harness import batch, race_op
 

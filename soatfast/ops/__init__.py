@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from . import contract, load, reference
-from .reference import accumulate_dtype
+from .constants import INIT_LMO, INIT_RAW, INIT_SCALED, accumulate_dtype
 
 __all__ = ["backend", "frank_wolfe_init", "frank_wolfe_step", "lmo", "lp_norm", "pgd_step", "project"]
 
 Init = Literal["scaled", "lmo", "raw"]
-_INIT = {"scaled": reference.INIT_SCALED, "lmo": reference.INIT_LMO, "raw": reference.INIT_RAW}
+_INIT = {"scaled": INIT_SCALED, "lmo": INIT_LMO, "raw": INIT_RAW}
 _ops = torch.ops.soatfast
 _choice = os.environ.get("SOATFAST_BACKEND", "auto")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .reference import accumulate_dtype
+from .constants import accumulate_dtype
 
 NAMESPACE = "soatfast"
 

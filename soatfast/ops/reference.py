@@ -17,12 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-INIT_SCALED, INIT_LMO, INIT_RAW = 0, 1, 2
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for every narrower floating type."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from .constants import INIT_LMO, INIT_SCALED, accumulate_dtype
 
 
 def _wide(t: Tensor) -> Tensor:

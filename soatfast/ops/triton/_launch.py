@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import accumulate_dtype
+from ..constants import accumulate_dtype
 from ._math import bits
 from ._row import GENERAL, INF, ONE, TWO
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import INIT_LMO, INIT_SCALED
+from ..constants import INIT_LMO, INIT_SCALED
 from ._launch import Constexprs, exponents, kept_by, norm_kind, on_device, per_sample, tile, warps
 from ._math import bits, clamp, scalar
 from ._math import per_sample as sample_number

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import accumulate_dtype
+from ..constants import accumulate_dtype
 from ._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
 from ._math import bits, clamp, reciprocal, scalar
 from ._math import per_sample as sample_number

@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from soatfast.ops.reference import INIT_LMO, INIT_RAW, INIT_SCALED  # noqa: E402
+from soatfast.ops.constants import INIT_LMO, INIT_RAW, INIT_SCALED  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90, 100)

@@ -1,0 +1,46 @@
+"""Attacks and losses on a GPU: as on the CPU, without waiting for the device, with the model left as it was."""
+
+import pytest
+import torch
+
+from soatfast.gradients import count_passes
+from soatfast.losses import SCORPIO
+from tests.attacks.test_attacks import ATTACKS, DETERMINISTIC, name
+from tests.nets import batch, conv_net, relu_net
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture
+def no_synchronisation():
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("attack", DETERMINISTIC, ids=name)
+def test_equals_the_cpu(attack):
+    model, (x, y) = relu_net(), batch()
+    expected = attack(model, x, y)
+    x_adv = attack(model.cuda(), x.cuda(), y.cuda())
+    torch.testing.assert_close(x_adv.cpu(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=name)
+def test_never_waits_for_the_device(attack, no_synchronisation):
+    model, (x, y) = relu_net(torch.float32).cuda(), batch(dtype=torch.float32)
+    x, y = x.cuda(), y.cuda()
+    attack(model, x, y)  # loads and compiles what it needs
+    no_synchronisation()
+    with count_passes(model) as passes:
+        x_adv = attack(model, x, y)
+    torch.cuda.set_sync_debug_mode("default")
+    assert passes.total() == attack.passes(len(x))
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["eval", "train", "keep"])
+def test_training_step_leaves_the_model_in_its_mode(mode):
+    model, (x, y) = conv_net().train().cuda(), batch(n=8, shape=(3, 8, 8), dtype=torch.float32)
+    SCORPIO(eps=0.1, mode=mode)(model, x.cuda(), y.cuda()).backward()
+    assert all(m.training for m in model.modules())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
