@@ -10,7 +10,7 @@ import torch
 
 from soatfast.losses import CrossEntropy
 from soatfast.train import RunFolderError, TrainConfig, checkpoint, load_data
-from soatfast.train.compare import ATTACKS, METHODS, CompareConfig, Method, _suited, compare
+from soatfast.train.compare import ATTACKS, DEMO, METHODS, CompareConfig, Method, _suited, compare
 from soatfast.train.errors import UserError
 from soatfast.train.models import build_model
 from soatfast.train.progress import Progress
@@ -53,7 +53,7 @@ def test_table_has_the_counted_passes(done):
     assert [row["method"] for row in table.rows] == [
         "standard",
         "PGD-10 training",
-        "SCORPIO FE(3)",
+        "SCORPIO FE(3), ball and box",
         "PGD-4 training",
     ]
     counted = [(r["forward"], r["backward_input"], r["backward_parameters"]) for r in table.rows]
@@ -68,7 +68,7 @@ def test_results_json(done):
     config, table, _, results = done
     assert results["config"]["train"]["epochs"] == 2
     assert results["config"]["run_dir"] == str(config.run_dir)
-    assert results["methods"]["scorpio"]["loss"]["h"] == results["methods"]["scorpio"]["loss"]["strength"] == 1.05
+    assert (results["methods"]["scorpio"]["loss"]["h"], results["methods"]["scorpio"]["loss"]["in_box"]) == (1.0, True)
     assert results["methods"]["pgd10"]["loss"]["attack"]["p"] == "inf"
     assert results["attacks"]["pgd40"]["steps"] == 40
     assert results["device"]["type"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -84,7 +84,7 @@ def test_files(done):
     config, table, _, _ = done
     assert (config.run_dir / "results.md").read_text() == table.to_markdown()
     assert (config.run_dir / "comparison.png").stat().st_size > 20_000
-    for name in METHODS:
+    for name in DEMO:
         folder = config.run_dir / name / "seed-0"
         assert {p.name for p in folder.iterdir()} == {
             "checkpoint-0002",
