@@ -27,7 +27,7 @@ class SCORPIO(Loss):
 
     With ``mode="keep"`` (the attack sees the model exactly as the training forward does: right for a network without
     batch norm and dropout) the clean pass is shared: one forward and one backward give l(x), g(x) and the clean
-    parameter gradient together. ``recycle=False`` turns that off.
+    parameter gradient together. ``recycle=False`` turns that off; a float16 batch is never shared.
 
     Args:
         eps, p, bounds, steps, scheme, h, init, in_box, mode: of the attack.
