@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from soatfast.gradients import count_passes
-from soatfast.passes import Passes, passes_of
+from soatfast.passes import Passes, passes_of, unwrap
 from tests.nets import batch, relu_net
 
 
@@ -101,3 +102,13 @@ def test_live_counts_and_arithmetic():
         model(x)
     assert passes.forward == 2 and "forward=2" in repr(passes)
     assert 2 * passes_of(3, forward=1) + Passes(backward_input=1) == Passes(2, 1, 0, 6, 0, 0)
+
+
+def test_unwrap_takes_off_a_compiled_ddp_wrapper():
+    inner = relu_net()
+    wrapper = DistributedDataParallel.__new__(DistributedDataParallel)  # without its process group
+    torch.nn.Module.__init__(wrapper)
+    wrapper.module = inner
+    assert unwrap(inner) is unwrap(wrapper) is unwrap(torch.compile(wrapper)) is inner
+    compiled = torch.compile(inner)
+    assert unwrap(compiled) is compiled
