@@ -70,7 +70,7 @@ def describe() -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "triton": _version("triton"),
         },
-        "backend": ops._choice,
+        "backend": ops._dispatch.choice(),
         "cpu": {"threads": torch.get_num_threads(), "isa": cpu_isa(), "cores": os.cpu_count()},
         "gpus": _devices(),
         "no_gpu": _no_gpu(),

@@ -7,138 +7,30 @@ None of them is differentiable: an attack's perturbation carries no gradient.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from collections.abc import Callable, Iterator
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from . import contract, load, reference
-from .constants import INIT_LMO, INIT_RAW, INIT_SCALED, accumulate_dtype
+from ._arguments import Layout, box, boxed_order, norm_order, per_sample, positive_step
+from ._dispatch import backend, kernel
+from .constants import INIT_LMO, INIT_RAW, INIT_SCALED
+from .replay import replay_start, replay_step
 
-__all__ = ["backend", "frank_wolfe_init", "frank_wolfe_step", "lmo", "lp_norm", "pgd_step", "project"]
+__all__ = [
+    "backend",
+    "frank_wolfe_init",
+    "frank_wolfe_step",
+    "lmo",
+    "lp_norm",
+    "pgd_step",
+    "project",
+    "replay_start",
+    "replay_step",
+]
 
 Init = Literal["scaled", "lmo", "raw"]
 _INIT = {"scaled": INIT_SCALED, "lmo": INIT_LMO, "raw": INIT_RAW}
-_ops = torch.ops.soatfast
-_choice = os.environ.get("SOATFAST_BACKEND", "auto")
-
-
-def _checked_backend(name: str) -> str:
-    if name not in ("auto", "reference"):
-        raise ValueError(f'backend must be "auto" or "reference", got {name!r} (SOATFAST_BACKEND or ops.backend)')
-    return name
-
-
-_checked_backend(_choice)
-contract.define()
-load.load_libraries()
-
-
-@contextlib.contextmanager
-def backend(name: Literal["auto", "reference"]) -> Iterator[None]:
-    """Force the pure-PyTorch twin of every op (``"reference"``) inside the block, for A/B runs.
-
-    >>> import torch, soatfast.ops as ops
-    >>> g = torch.tensor([[3.0, -4.0]])
-    >>> with ops.backend("reference"):
-    ...     ops.lmo(g, p=2, eps=1.0)
-    tensor([[ 0.6000, -0.8000]])
-    """
-    global _choice
-    previous, _choice = _choice, _checked_backend(name)
-    try:
-        yield
-    finally:
-        _choice = previous
-
-
-def _kernel(name: str) -> Callable:
-    return getattr(reference, name) if _choice == "reference" else getattr(_ops, name).default
-
-
-def norm_order(p: float, general: bool = True) -> float:
-    """p as the kernels take it: 1, 2, inf or another number in [1.01, 1000).
-
-    p in (1, 1.01) is treated as 1 and p >= 1000 as inf: nearer to those ends the powers |g|^(1/(p-1)) underflow and the
-    step is the limit's to float32 accuracy.
-    """
-    if not isinstance(p, (int, float)) or isinstance(p, bool):
-        raise TypeError(f"p must be a number >= 1 or math.inf, got {p!r}")
-    if not p >= 1:
-        raise ValueError(f"p must be a number >= 1 or math.inf, got {p!r}")
-    if p >= 1e3:
-        return math.inf
-    if p < 1.01:
-        return 1.0
-    if p != 2 and not general:
-        raise ValueError(f"p must be 1, 2 or math.inf for this operation, got {p!r}")
-    return float(p)
-
-
-def _per_sample(value: float | Tensor, name: str, like: Tensor) -> tuple[float, Tensor | None]:
-    """A non-negative number, or a tensor of one number per sample: () or (B,), in the kernels' accumulation dtype."""
-    if isinstance(value, Tensor):
-        if value.dim() > 1 or value.numel() not in (1, like.shape[0]) or not value.is_floating_point():
-            raise ValueError(
-                f"{name} must be a number or a floating tensor of shape () or ({like.shape[0]},), "
-                f"got {value.dtype} of shape {tuple(value.shape)}"
-            )
-        if value.device != like.device:
-            raise ValueError(f"{name} is on {value.device}, expected {like.device}")
-        return 0.0, value.detach().reshape(-1).to(accumulate_dtype(like.dtype)).contiguous()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
-    return float(value), None
-
-
-def _bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    lower, upper = bounds
-    if not lower < upper:
-        raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {bounds!r}")
-    return float(lower), float(upper)
-
-
-class _Layout:
-    """Views tensors as (B, D) in the memory order of one of them, and results back."""
-
-    def __init__(self, like: Tensor):
-        if not isinstance(like, Tensor) or not like.is_floating_point():
-            raise TypeError(f"expected a floating tensor, got {getattr(like, 'dtype', type(like).__name__)}")
-        if like.dim() < 2:
-            raise ValueError(f"expected a batch of shape (B, ...), got shape {tuple(like.shape)}")
-        if math.prod(like.shape[1:]) == 0:
-            raise ValueError(f"a sample must have at least one entry, got shape {tuple(like.shape)}")
-        self.like = like
-        self.format = torch.contiguous_format
-        if like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
-            self.format = torch.channels_last
-        self.sample = like.shape[1:]
-
-    def rows(self, t: Tensor, name: str, blocks: int = 1) -> Tensor:
-        like = self.like
-        expected = (blocks * like.shape[0], *self.sample)
-        if t.shape != expected:
-            raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(t.shape)}")
-        if t.dtype != like.dtype:
-            raise TypeError(f"{name} must have dtype {like.dtype}, got {t.dtype}")
-        if t.device != like.device:
-            raise ValueError(f"{name} is on {t.device}, expected {like.device}")
-        t = t.detach().contiguous(memory_format=self.format)
-        if self.format is torch.channels_last:
-            t = t.permute(0, 2, 3, 1)
-        return t.reshape(t.shape[0], math.prod(self.sample))
-
-    def restore(self, rows: Tensor) -> Tensor:
-        if self.format is torch.channels_last:
-            channels, height, width = self.sample
-            return rows.view(rows.shape[0], height, width, channels).permute(0, 3, 1, 2)
-        return rows.view(rows.shape[0], *self.sample)
 
 
 def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
@@ -166,9 +58,9 @@ def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
     >>> lmo(torch.tensor([[3.0, -4.0, 0.0]]), p=1, eps=0.5)
     tensor([[ 0.0000, -0.5000,  0.0000]])
     """
-    layout = _Layout(g)
-    number, tensor = _per_sample(eps, "eps", g)
-    return layout.restore(_kernel("lmo")(layout.rows(g, "g"), norm_order(p), number, tensor))
+    layout = Layout(g)
+    number, tensor = per_sample(eps, "eps", g)
+    return layout.restore(kernel("lmo")(layout.rows(g, "g"), norm_order(p), number, tensor))
 
 
 def lp_norm(g: Tensor, p: float) -> Tensor:
@@ -185,7 +77,7 @@ def lp_norm(g: Tensor, p: float) -> Tensor:
     >>> lp_norm(torch.tensor([[3.0, -4.0], [3e-30, 4e-30]]), p=2)
     tensor([5.0000e+00, 5.0000e-30])
     """
-    return _kernel("lp_norm")(_Layout(g).rows(g, "g"), norm_order(p))
+    return kernel("lp_norm")(Layout(g).rows(g, "g"), norm_order(p))
 
 
 def frank_wolfe_init(
@@ -216,29 +108,14 @@ def frank_wolfe_init(
     """
     if init not in _INIT:
         raise ValueError(f"init must be one of {', '.join(_INIT)}, got {init!r}")
-    layout = _Layout(x)
-    number, tensor = _per_sample(eps, "eps", x)
-    order = _boxed_order(p, in_box)
-    lower, upper = _bounds(bounds) if in_box else (-math.inf, math.inf)
+    layout = Layout(x)
+    number, tensor = per_sample(eps, "eps", x)
+    order = boxed_order(p, in_box)
+    lower, upper = box(bounds) if in_box else (-math.inf, math.inf)
     rows = layout.rows(g0, "g0"), layout.rows(x, "x")
     start = _INIT[init]
-    v, probe = _kernel("frank_wolfe_init")(*rows, order, number, tensor, start, _step(h), central, lower, upper)
+    v, probe = kernel("frank_wolfe_init")(*rows, order, number, tensor, start, positive_step(h), central, lower, upper)
     return layout.restore(v), layout.restore(probe)
-
-
-def _boxed_order(p: float, in_box: bool) -> float:
-    order = norm_order(p)
-    if in_box and order != math.inf:
-        raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {p!r}")
-    return order
-
-
-def _step(h: float) -> float:
-    if isinstance(h, bool) or not isinstance(h, (int, float)):
-        raise TypeError(f"h must be a number, got {type(h).__name__}")
-    if not 0 < h < math.inf:
-        raise ValueError(f"h must be finite and > 0, got {h!r}")
-    return float(h)
 
 
 def frank_wolfe_step(
@@ -293,21 +170,21 @@ def frank_wolfe_step(
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
-    layout = _Layout(x)
-    number, tensor = _per_sample(eps, "eps", x)
-    v_new, probe, gap = _kernel("frank_wolfe_step")(
+    layout = Layout(x)
+    number, tensor = per_sample(eps, "eps", x)
+    v_new, probe, gap = kernel("frank_wolfe_step")(
         layout.rows(g0, "g0"),
         layout.rows(g1, "g1", blocks=2 if central else 1),
         layout.rows(v, "v"),
         layout.rows(x, "x"),
-        _boxed_order(p, in_box),
+        boxed_order(p, in_box),
         number,
         tensor,
         float(gamma),
-        _step(h),
+        positive_step(h),
         central,
         last,
-        *_bounds(bounds),
+        *box(bounds),
         in_box,
     )
     return layout.restore(v_new), layout.restore(probe), gap
@@ -343,15 +220,15 @@ def project(
     >>> project(torch.tensor([[0.9, 1.3]]), torch.tensor([[0.5, 1.0]]), p=2, eps=0.25, exact=True)
     tensor([[0.7500, 1.0000]])
     """
-    layout = _Layout(x)
-    number, tensor = _per_sample(eps, "eps", x)
-    rows = _kernel("project")(
+    layout = Layout(x)
+    number, tensor = per_sample(eps, "eps", x)
+    rows = kernel("project")(
         layout.rows(x_adv, "x_adv"),
         layout.rows(x, "x"),
         norm_order(p, general=False),
         number,
         tensor,
-        *_bounds(bounds),
+        *box(bounds),
         exact,
     )
     return layout.restore(rows)
@@ -391,14 +268,14 @@ def pgd_step(
     >>> pgd_step(x, torch.tensor([[-2.0, 1.0]]), x, p=math.inf, eps=0.1, alpha=0.25)
     tensor([[0.4000, 1.0000]])
     """
-    layout = _Layout(x)
+    layout = Layout(x)
     size = math.prod(layout.sample)
     k = math.ceil(size / 100) if k is None else k
     if not 1 <= k <= size:
         raise ValueError(f"k must be between 1 and the {size} entries of a sample, got {k!r}")
-    eps_number, eps_tensor = _per_sample(eps, "eps", x)
-    alpha_number, alpha_tensor = _per_sample(alpha, "alpha", x)
-    rows = _kernel("pgd_step")(
+    eps_number, eps_tensor = per_sample(eps, "eps", x)
+    alpha_number, alpha_tensor = per_sample(alpha, "alpha", x)
+    rows = kernel("pgd_step")(
         layout.rows(x_adv, "x_adv"),
         layout.rows(g, "g"),
         layout.rows(x, "x"),
@@ -407,7 +284,7 @@ def pgd_step(
         eps_tensor,
         alpha_number,
         alpha_tensor,
-        *_bounds(bounds),
+        *box(bounds),
         exact,
         k,
     )

@@ -5,7 +5,8 @@ order. Without one, the reference serves every device: slower, never broken.
 
 To add an op: one entry in ``SCHEMAS``, one function of that name in ``_Fakes`` and one in :mod:`.reference`.
 A value that is structural (p, gamma, h, bounds) is a Python number; one that changes between replays of a CUDA graph
-(eps, alpha) may be a tensor, given beside the number and used in its place.
+(eps, alpha) may be a tensor, given beside the number and used in its place. The replay ops update a memory in place;
+every other op leaves its arguments alone.
 """
 
 from __future__ import annotations
@@ -43,9 +44,20 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x_adv, Tensor g, Tensor x, float p, float eps, Tensor? eps_tensor, float alpha,"
         " Tensor? alpha_tensor, float lower, float upper, bool exact, int k) -> Tensor"
     ),
+    # memory (N, D) with scale (N,) for int8, index (B,), x (B, D) -> x_adv (B, D)
+    "replay_start": (
+        "(Tensor memory, Tensor? scale, Tensor index, Tensor x, float eps, Tensor? eps_tensor, float lower,"
+        " float upper) -> Tensor"
+    ),
+    # memory (N, D) with scale (N,) for int8, index (B,), g, x (B, D) -> x_adv (B, D); rows `index` of memory, scale
+    "replay_step": (
+        "(Tensor(a!) memory, Tensor(b!)? scale, Tensor index, Tensor g, Tensor x, float p, float eps,"
+        " Tensor? eps_tensor, float gamma, float lower, float upper, bool in_box) -> Tensor"
+    ),
 }
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MEMORY_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 def _rows(*tensors: Tensor) -> None:
@@ -57,6 +69,24 @@ def _rows(*tensors: Tensor) -> None:
         torch._check(t.shape == first.shape, lambda t=t: f"expected shape {first.shape}, got {t.shape}")
         torch._check(t.dtype == first.dtype, lambda t=t: f"expected {first.dtype}, got {t.dtype}")
         torch._check(t.device == first.device, lambda t=t: f"expected device {first.device}, got {t.device}")
+
+
+def _remembered(memory: Tensor, scale: Tensor | None, index: Tensor, x: Tensor) -> None:
+    """memory (N, D) and scale (N,), dense, index (B,), for a float32 or float64 batch x (B, D)."""
+    wide = x.dtype in (torch.float32, torch.float64)
+    torch._check(wide, lambda: f"expected a float32 or float64 batch, got {x.dtype}")
+    torch._check(memory.dtype in MEMORY_DTYPES, lambda: f"expected a memory in {MEMORY_DTYPES}, got {memory.dtype}")
+    torch._check(memory.dim() == 2 and memory.is_contiguous(), lambda: "expected a dense (N, D) memory")
+    torch._check(memory.shape[1] == x.shape[1], lambda: f"expected rows of {memory.shape[1]}, got {x.shape[1]}")
+    torch._check(index.dtype == torch.int64 and index.dim() == 1, lambda: "expected index (B,) of int64")
+    torch._check(index.shape[0] == x.shape[0], lambda: f"expected {x.shape[0]} indices, got {index.shape[0]}")
+    torch._check((scale is not None) == (memory.dtype == torch.int8), lambda: "expected a scale with int8, else none")
+    for t in (memory, index) if scale is None else (memory, index, scale):
+        torch._check(t.device == x.device, lambda t=t: f"expected device {x.device}, got {t.device}")
+    if scale is not None:
+        torch._check(scale.dtype == torch.float32, lambda: f"expected a float32 scale, got {scale.dtype}")
+        torch._check(scale.shape == memory.shape[:1], lambda: f"expected one scale a row, got {scale.shape}")
+        torch._check(scale.is_contiguous(), lambda: "expected a dense scale")
 
 
 def _empty(like: Tensor, rows: int | torch.SymInt | None = None) -> Tensor:
@@ -106,6 +136,20 @@ class _Fakes:
         x_adv: Tensor, g: Tensor, x: Tensor, p, eps, eps_tensor, alpha, alpha_tensor, lower, upper, exact, k
     ) -> Tensor:
         _rows(x_adv, g, x)
+        return _empty(x)
+
+    @staticmethod
+    def replay_start(memory: Tensor, scale, index: Tensor, x: Tensor, eps, eps_tensor, lower, upper) -> Tensor:
+        _rows(x)
+        _remembered(memory, scale, index, x)
+        return _empty(x)
+
+    @staticmethod
+    def replay_step(
+        memory: Tensor, scale, index: Tensor, g: Tensor, x: Tensor, p, eps, eps_tensor, gamma, lower, upper, in_box
+    ) -> Tensor:
+        _rows(g, x)
+        _remembered(memory, scale, index, x)
         return _empty(x)
 
 

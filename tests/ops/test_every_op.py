@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.ops import _Layout, reference
+from soatfast.ops import reference
+from soatfast.ops._arguments import Layout
 from soatfast.testing import DTYPES, LAYOUTS, OPS, check, op_cases
 
 from .calls import CALLS, as_tuple, make_batch
@@ -85,7 +86,7 @@ def test_backend_name_is_checked_and_restored() -> None:
         pass
     with pytest.raises(RuntimeError, match="stop"), ops.backend("reference"):
         raise RuntimeError("stop")
-    assert ops._choice == os.environ.get("SOATFAST_BACKEND", "auto")
+    assert ops._dispatch.choice() == os.environ.get("SOATFAST_BACKEND", "auto")
 
 
 # Registration and compilation
@@ -158,7 +159,7 @@ def test_channels_last_is_kept(name: str) -> None:
 def test_channels_last_and_contiguous_are_viewed_not_copied() -> None:
     for layout in ("contiguous", "channels_last"):
         x = LAYOUTS[layout](torch.rand(2, 3, 4, 5))
-        view = _Layout(x)
+        view = Layout(x)
         assert view.rows(x, "x").data_ptr() == x.data_ptr()
         assert torch.equal(view.restore(view.rows(x, "x")), x)
 
