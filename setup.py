@@ -35,7 +35,7 @@ INSTRUCTION_SETS = {
 }
 if not X86:
     del INSTRUCTION_SETS["avx2"], INSTRUCTION_SETS["avx512"]
-OPS = ("lmo", "lp_norm", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step")
+OPS = ("lmo", "lp_norm", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step", "replay_start", "replay_step")
 
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden"]
 # No fast-math: sign(0), NaN and denormals are part of the contract, and no contraction, so that a sign falls as in the

@@ -2,10 +2,14 @@
 
 from . import attacks, gradients, hvp, losses, objectives, ops, passes
 from .config import show_config
+from .crops import CropFlip
+from .memory import PerturbationMemory
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CropFlip",
+    "PerturbationMemory",
     "__version__",
     "attacks",
     "gradients",

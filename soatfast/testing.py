@@ -4,14 +4,16 @@ How to use it::
 
     for case in op_cases("lmo"):                       # op_cases("lmo", SMALL_SHAPES) for slow runs
         args = case.args(torch.bfloat16, "cpu")        # positional arguments of torch.ops.soatfast.lmo, made afresh
+        outputs = call("lmo", torch.ops.soatfast.lmo, args)  # results, then the updated arguments; args stay
         check("lmo", torch.ops.soatfast.lmo, args)     # raises AssertionError with the worst element
 
 * ``op_cases(op, shapes=SHAPES)`` is a list of :class:`Case`; ``case.id`` is a readable pytest id. The arguments are the
   raw op's (see ``soatfast.ops.contract.SCHEMAS``): (B, D) tensors, numbers, and per-sample eps or alpha tensors of
   shape (1,) or (B,) in the accumulation dtype. A case is deterministic: the same id gives the same numbers. Tensors
   stay below 1e5 elements. The last case of every parameter set is a batch of degenerate rows (:func:`degenerate_rows`).
+* ``dtypes(op)`` are the dtypes that an op takes: the replay ops have no half types.
 * ``check(op, kernel, args)`` calls the kernel, and the reference in the same dtype and in float64 on the CPU, and
-  compares (:func:`compare` does the last part alone)::
+  compares (:func:`compare` does the last part alone, on what :func:`call` gave)::
 
       |kernel - fp64| <= 2 (max_row |same-dtype reference - fp64| + eps(dtype) max_row |fp64|)
 
@@ -20,8 +22,10 @@ How to use it::
   by luck. Where the same-dtype reference is not finite the kernel must be not finite in the same places. Where the
   result jumps (the sign for p = inf, the arg max for p = 1 in a Frank-Wolfe step) an element may differ only inside
   the boundary band: where the fp64 model gradient is within rounding of 0, or of the largest.
+  A memory's rows must hold what some u within the budget of the fp64 u' is stored as, so an int8 entry may be one step
+  off only at a jump of the rounding; rows that are not in the index must keep their bits.
 * ``LAYOUTS`` maps a name to a function that gives a tensor of the same values in another memory layout.
-* ``DTYPES``, ``SHAPES``, ``SMALL_SHAPES``, ``GENERAL_P`` (lmo, lp_norm, frank_wolfe_*), ``BALL_P`` (others).
+* ``DTYPES``, ``SHAPES``, ``SMALL_SHAPES``, ``GENERAL_P`` (lmo, lp_norm, frank_wolfe_*, replay_*), ``BALL_P`` (others).
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ from torch import Tensor
 
 from .ops import reference
 from .ops.constants import INIT_LMO, INIT_RAW, INIT_SCALED, accumulate_dtype
+from .ops.contract import MEMORY_DTYPES
+from .ops.quantise import remembered
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = ((0, 33), (1, 1), (3, 1), (3, 31), (1, 32), (3, 33), (3, 1000), (1, 4097), (3, 4097))
@@ -248,6 +254,56 @@ def _pgd_step(shape, kind, p, exact):
     return build
 
 
+def _memory(
+    generator: torch.Generator, rows: int, size: int, dtype: torch.dtype, p: float
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(memory (N, D) with N > rows, scale (N,) for int8, index (rows,) in no order); vectors of norm <= 1, some 0."""
+    count = 2 * rows + 3
+    u = torch.randn(count, size, generator=generator, dtype=torch.float64)
+    if p == math.inf:
+        u = u.clamp(-1, 1)  # a third of the entries are vertices
+    else:
+        u *= torch.rand(count, 1, generator=generator, dtype=torch.float64) / torch.linalg.vector_norm(
+            u, p, dim=1, keepdim=True
+        )
+    u[::5] = 0
+    index = torch.randperm(count, generator=generator)[:rows]
+    if dtype != torch.int8:
+        return u.to(dtype), None, index
+    top = torch.ones(count, dtype=torch.float64) if p == math.inf else u.abs().amax(1)
+    steps = 127 * u / torch.where(top > 0, top, 1.0).unsqueeze(1)
+    return steps.trunc().to(torch.int8), top.float(), index
+
+
+def _replay_radius(kind: str, p: float, rows: int, dtype: torch.dtype) -> tuple[float, Tensor | None]:
+    """As the other ops' eps; of one for each sample, every fourth is 0: nothing moves and 0 is remembered."""
+    number, tensor = _radius(kind, EPS.get(p, 0.5), rows, dtype)
+    if kind == "each" and tensor is not None:
+        tensor[1::4] = 0
+    return number, tensor
+
+
+def _replay_start(shape, kind, p, memory):
+    def build(generator, dtype):
+        rows, size = (16, 33) if shape is None else shape
+        x = _uniform(generator, (rows, size), dtype)
+        return (*_memory(generator, rows, size, memory, p), x, *_replay_radius(kind, p, rows, dtype), *BOUNDS)
+
+    return build
+
+
+def _replay_step(shape, kind, p, memory):
+    def build(generator, dtype):
+        g = _gradient(generator, shape, dtype)
+        x = _uniform(generator, g.shape, dtype)
+        rows, size = g.shape
+        radius = _replay_radius(kind, p, rows, dtype)
+        gamma = {"number": 0.5, "each": 0.3, "one": 1.0}[kind]
+        return (*_memory(generator, rows, size, memory, p), g, x, p, *radius, gamma, *BOUNDS, _in_box(kind, p))
+
+    return build
+
+
 _FLAGS = (False, True)
 _PARAMETERS: dict[str, tuple[Callable, dict[str, Sequence[Any]]]] = {
     "lmo": (_lmo, {"p": GENERAL_P}),
@@ -259,8 +315,11 @@ _PARAMETERS: dict[str, tuple[Callable, dict[str, Sequence[Any]]]] = {
     "frank_wolfe_step": (_frank_wolfe_step, {"p": GENERAL_P, "central": _FLAGS, "last": _FLAGS}),
     "project": (_project, {"p": BALL_P, "exact": _FLAGS}),
     "pgd_step": (_pgd_step, {"p": BALL_P, "exact": _FLAGS}),
+    "replay_start": (_replay_start, {"p": (2.0, math.inf), "memory": MEMORY_DTYPES}),
+    "replay_step": (_replay_step, {"p": GENERAL_P, "memory": MEMORY_DTYPES}),
 }
 OPS = tuple(_PARAMETERS)
+UPDATED = {"replay_step": (0, 1)}  # positions of the arguments that an op updates in place
 _X_POSITION = {"frank_wolfe_init": 1, "frank_wolfe_step": 3, "project": 1, "pgd_step": 2}  # of x in the arguments
 
 
@@ -281,13 +340,32 @@ def op_cases(op: str, shapes: Iterable[tuple[int, int]] = SHAPES) -> list[Case]:
     return cases
 
 
+def dtypes(op: str) -> tuple[torch.dtype, ...]:
+    """The dtypes of ``DTYPES`` that an op takes for its batch.
+
+    >>> dtypes("replay_step")
+    (torch.float32, torch.float64)
+    """
+    return DTYPES[:2] if op.startswith("replay") else DTYPES
+
+
+def call(op: str, kernel: Callable, args: tuple) -> tuple[Tensor, ...]:
+    """The results of ``kernel(*args)``, and after them the arguments that it updated: copies, args stay as they are."""
+    positions = UPDATED.get(op, ())
+    own = tuple(a.clone() if i in positions and isinstance(a, Tensor) else a for i, a in enumerate(args))
+    results = _as_tuple(kernel(*own))
+    return (*results, *(own[i] for i in positions if own[i] is not None))
+
+
 def check(op: str, kernel: Callable, args: tuple) -> None:
     """Call ``kernel(*args)`` and compare it with the reference in float64 under the budget (see the module's head)."""
-    compare(op, kernel(*args), args)
+    compare(op, call(op, kernel, args), args)
 
 
 def compare(op: str, got: Tensor | tuple[Tensor, ...], args: tuple) -> None:
-    """Compare the outputs that some kernel gave for ``args`` with the float64 reference under the budget."""
+    """Compare what :func:`call` gave for ``args`` with the float64 reference under the budget."""
+    if op.startswith("replay"):
+        return _compare_replay(op, _as_tuple(got), args)
     function = getattr(reference, op)
     cpu = tuple(a.cpu() if isinstance(a, Tensor) else a for a in args)
     double = tuple(a.double() if isinstance(a, Tensor) else a for a in cpu)
@@ -412,3 +490,58 @@ def _largest(t: Tensor) -> Tensor:
 
 def _flat(radius: float | Tensor) -> float | Tensor:
     return radius.reshape(-1) if isinstance(radius, Tensor) else radius
+
+
+def _compare_replay(op: str, got: tuple[Tensor, ...], args: tuple) -> None:
+    """x_adv, and where the op updates them memory and scale, against a float64 run that rounds nothing for a memory."""
+    cpu = tuple(a.cpu() if isinstance(a, Tensor) else a for a in args)
+    memory, scale, index, *others = cpu
+    x_adv, *updated = (t.cpu() for t in got)
+    x = others[0] if op == "replay_start" else others[1]
+    rows = torch.arange(len(memory))
+    runs = []
+    for dtype in (x.dtype, torch.float64):
+        u = remembered(memory, scale, rows, dtype)
+        rest = [a.to(dtype) if isinstance(a, Tensor) else a for a in others]
+        runs.append((getattr(reference, op)(u, None, index, *rest), u[index]))
+    (same, same_u), (exact, exact_u) = runs
+    info = torch.finfo(x.dtype)
+    assert x_adv.shape == x.shape and x_adv.dtype == x.dtype, f"{op}: {x_adv.dtype} {tuple(x_adv.shape)}"
+    _assert_within(f"{op}[x_adv]", x_adv, same, exact, None, info.eps * x.double().abs().amax(1, keepdim=True))
+    assert len(updated) == (0 if op == "replay_start" else 1 if scale is None else 2), f"{op}: {len(got)} outputs"
+    if not updated:
+        return
+    p = float(cpu[5])
+    untouched = torch.ones(len(memory), dtype=torch.bool).index_fill(0, index, False)
+    for before, after in zip((memory, scale), updated, strict=False):
+        assert after.shape == before.shape and after.dtype == before.dtype, f"{op}: {after.dtype} {after.shape}"
+        kept = [t[untouched].view(torch.uint8) for t in (before, after)]
+        assert torch.equal(*kept), f"{op}: a row of the memory that is not in the index was changed"
+    factor = 16.0 if x.dtype == torch.float64 else 2.0  # as in _assert_within
+    error = (same_u - exact_u).abs().amax(1, keepdim=True)
+    budget = factor * (error + info.eps * exact_u.abs().amax(1, keepdim=True)) + info.tiny
+    steps = None
+    if scale is not None:
+        steps = updated[1][index].double().unsqueeze(1)
+        top = torch.ones_like(budget) if p == math.inf else exact_u.abs().amax(1, keepdim=True)
+        slack = 0.0 if p == math.inf else budget + torch.finfo(torch.float32).eps * top
+        assert ((steps - top).abs() <= slack).all(), f"{op}[scale]: {steps.tolist()}, expected {top.tolist()}"
+    stored = updated[0][index].double()
+    low, high = (_stored((exact_u + s * budget).clamp(-1, 1), memory.dtype, steps, p) for s in (-1, 1))
+    wrong = ~((low <= stored) & (stored <= high))
+    if wrong.any():
+        place = wrong.nonzero()[0].tolist()
+        expected = f"{low[*place].item()!r} to {high[*place].item()!r}"
+        message = f"{int(wrong.sum())} of {stored.numel()} entries, first {place}: {stored[*place].item()!r}"
+        raise AssertionError(f"{op}[memory]: {message}, expected {expected}")
+
+
+def _stored(u: Tensor, dtype: torch.dtype, scale: Tensor | None, p: float) -> Tensor:
+    """What a memory holds for u (B, D): monotone in u, so the ends of an interval of u give those of the entries."""
+    if dtype == torch.bfloat16 and p != math.inf:
+        u = (u.float().view(torch.int32) & -65536).view(torch.float32)
+    if scale is None:
+        return u.to(dtype).double()
+    if p == math.inf:
+        return (u * 127 + u.sign() * 0.5).trunc()
+    return (u * 127 / torch.where(scale > 0, scale, 1.0)).trunc().clamp(-127, 127)

@@ -89,6 +89,41 @@ struct PgdStep {
   void* out;  // [B, D]
 };
 
+// How a replay memory keeps a number.
+enum class Kept { kFloat, kBFloat16, kInt8 };
+
+// The rows of a memory [N, D] that belong to a batch.
+struct Remembered {
+  Kept kept;
+  const int64_t* index;  // [B], each in [0, N)
+};
+
+struct ReplayStart {
+  DType dtype;  // kFloat or kDouble
+  int64_t size;
+  Remembered rows;
+  const void* memory;  // [N, D]
+  const float* scale;  // [N], null unless int8
+  const void* x;       // [B, D]
+  PerSample eps;
+  double lower, upper;
+  void* x_adv;  // [B, D]
+};
+
+struct ReplayStep {
+  DType dtype;  // kFloat or kDouble
+  int64_t size;
+  Remembered rows;
+  void* memory;      // [N, D]
+  float* scale;      // [N], null unless int8
+  const void *g, *x;  // [B, D]
+  double p;
+  PerSample eps;
+  double gamma, lower, upper;
+  bool in_box;
+  void* x_adv;  // [B, D]
+};
+
 // Each runs rows [begin, end). scratch holds 2D numbers of the accumulation dtype and belongs to the calling thread.
 struct Kernels {
   const char* isa;
@@ -98,6 +133,8 @@ struct Kernels {
   void (*frank_wolfe_step)(const FrankWolfeStep&, int64_t begin, int64_t end, void* scratch);
   void (*project)(const Project&, int64_t begin, int64_t end, void* scratch);
   void (*pgd_step)(const PgdStep&, int64_t begin, int64_t end, void* scratch);
+  void (*replay_start)(const ReplayStart&, int64_t begin, int64_t end, void* scratch);
+  void (*replay_step)(const ReplayStep&, int64_t begin, int64_t end, void* scratch);
 };
 
 extern const Kernels kBaselineKernels, kAvx2Kernels, kAvx512Kernels;

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..gradients import InputGradient, Mode, check
+from ..memory import PerturbationMemory, Visit
 from ..objectives import Objective, resolve
-from ..passes import Passes
+from ..passes import Passes, passes_of
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 # Rounding that normalising an image and undoing it leaves; anything further outside the box is an error.
@@ -73,20 +74,66 @@ class Attack:
         with self._oracle(model) as oracle:
             return self.run(oracle, x, y)
 
-    def run(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None = None) -> Tensor:
-        """The attack on a checked batch in an entered oracle; g0 is the gradient at x, where it is known already."""
+    def replay(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        memory: PerturbationMemory,
+        index: Tensor | None,
+        moves: Tensor | None = None,
+    ) -> Tensor:
+        """As a call, but each sample goes on from its perturbation in the memory, and leaves the new one there.
+
+        index (B,) int64: the samples' numbers in the data set. moves (B, 3): how an augmenting data set moved them.
+        Samples never seen start at v = 0. Passes: :meth:`replay_passes`.
+
+        Raises:
+            TypeError: this attack cannot go on from a point. Else as a call and as ``memory.visit``.
+        """
+        self.check_replay()
+        check_batch(x, y, self.bounds)
+        if index is None:
+            raise ValueError("with a memory the index of each sample is needed: loss(model, x, y, index)")
+        if len(x) == 0:
+            return x.detach().clone()
+        with self._oracle(model) as oracle, memory.visit(index, x, moves) as visit:
+            return self.run(oracle, x, y, visit=visit)
+
+    def check_replay(self) -> None:
+        """Raise unless the attack can go on from a remembered perturbation."""
+        raise TypeError(f"{type(self).__name__} cannot go on from a memory; FrankWolfe and PGD can")
+
+    def run(
+        self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None = None, visit: Visit | None = None
+    ) -> Tensor:
+        """The attack on a checked batch in an entered oracle.
+
+        g0 is the gradient at x, where it is known already; visit the remembered perturbations, to go on from them.
+        """
         half = x.dtype in (torch.float16, torch.bfloat16)
         if half:
             oracle.input_dtype = x.dtype
         try:
             wide = x.detach().float() if half else x.detach()
-            x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
+            if visit is None:
+                x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
+            else:
+                x_adv = self._replay(oracle, wide, y, visit)
         finally:
             oracle.input_dtype = None
         return round_towards(x_adv, x.detach()) if half else x_adv
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+    def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
+        raise NotImplementedError
+
+    def replay_passes(self, batch: int = 1) -> Passes:
+        """Passes of one :meth:`replay`: a forward and a backward to the input for each step."""
+        steps = getattr(self, "steps", 0)
+        return passes_of(batch, forward=steps, backward_input=steps)
 
     def passes(self, batch: int = 1) -> Passes:
         """Passes of one call on a batch of this size, as :func:`~soatfast.gradients.count_passes` counts them."""
@@ -99,6 +146,12 @@ class Attack:
     def with_eps(self: AttackType, eps: float | Tensor) -> AttackType:
         """The same attack with another radius."""
         return dataclasses.replace(self, eps=eps)
+
+    def with_steps(self: AttackType, steps: int) -> AttackType:
+        """The same attack with another number of steps."""
+        if not hasattr(self, "steps"):
+            raise TypeError(f"{type(self).__name__} has no steps")
+        return dataclasses.replace(self, steps=steps)  # type: ignore[call-arg]
 
     def _broadcast(self, per_sample: float | Tensor, x: Tensor) -> float | Tensor:
         """A scalar or per-sample tensor shaped to multiply x."""

@@ -11,9 +11,13 @@ from torch import Tensor
 from .. import ops
 from ..gradients import InputGradient
 from ..hvp import Scheme
+from ..memory import Visit
 from ..ops import Init
 from ..passes import Passes, passes_of
 from .base import Attack, check_steps
+
+_PAPER_H = 1.05
+_REPLAY_GAMMA = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +35,22 @@ class FrankWolfe(Attack):
     Args:
         steps: Frank-Wolfe steps N.
         scheme: "fe" forward Euler, "cd" central differences, "exact" double backward.
-        h: finite-difference step in units of v; the paper tunes it in 0.5..1.5.
+        h: finite-difference step in units of v; the paper tunes it in 0.5..1.5. None: 1.05, its CIFAR-10 setting.
+        gamma: step size in [0, 1], constant. None: 2/(k+2).
         in_box: maximise over the intersection of ball and box, where the result has to lie anyway (p = inf only):
             s_k = clip(eps sgn(G_k), lower - x, upper - x). Worth it where many inputs lie at a bound (digits).
         init: "scaled" (the paper's text), "lmo", or "raw" (v_0 = g0, the paper's Algorithm 1; not feasible).
 
-    Defaults: the paper's CIFAR-10 Linf setting FE(3), h = 1.05.
+    With a memory (``AdversarialTraining(attack, memory=memory)``) a sample's v starts where its last visit left it, and
+    each step is Frank-Wolfe on the loss itself: v <- (1 - gamma) v + gamma lmo_p(g(x + v); eps), kept in the box. No
+    pass at x; h is 1, ``init`` has no use, and gamma None means 0.5. That and no 2/(k+2) over the visits, because
+    the model changes between them: on the digits (eps 0.3, 3 seeds) a constant 0.5 gave 60.4 +- 2.5 % PGD-40, 0.3
+    60.6, 0.7 57.6, max(2/(k+2), 0.5) 58.3, a restart every 5 epochs 51.6, a restart where the gap is large 57.8.
+
+    Defaults: the paper's CIFAR-10 Linf setting FE(3).
 
     Passes: fe N+1 forwards and backwards to the input; cd N+1 calls with 2N+1 sample passes; exact 1 forward, N+1
-    backwards.
+    backwards. With a memory N of each.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -51,7 +62,8 @@ class FrankWolfe(Attack):
 
     steps: int = 3
     scheme: Scheme = "fe"
-    h: float = 1.05
+    h: float | None = None
+    gamma: float | None = None
     init: Init = "scaled"
     in_box: bool = False
 
@@ -64,10 +76,20 @@ class FrankWolfe(Attack):
             raise ValueError(f'init must be "scaled", "lmo" or "raw", got {self.init!r}')
         if self.in_box and self.p != math.inf:
             raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {self.p!r}")
-        if isinstance(self.h, bool) or not isinstance(self.h, (int, float)):
-            raise TypeError(f"h must be a number, got {type(self.h).__name__}")
-        if not 0 < self.h < math.inf:
+        for name in ("h", "gamma"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise TypeError(f"{name} must be a number or None, got {type(value).__name__}")
+        if self.h is not None and not 0 < self.h < math.inf:
             raise ValueError(f"h must be finite and > 0, got {self.h!r}")
+        if self.gamma is not None and not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma!r}")
+
+    def check_replay(self) -> None:
+        if self.scheme != "fe" or self.h not in (None, 1):
+            raise ValueError(
+                f'with a memory FrankWolfe takes scheme="fe" and h=1 (or None), got {self.scheme!r} and {self.h!r}'
+            )
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         central, exact = self.scheme == "cd", self.scheme == "exact"
@@ -75,7 +97,7 @@ class FrankWolfe(Attack):
             _, g0, hvp = oracle.differentiable(x, y)
         elif g0 is None:
             g0 = oracle.gradient(x, y)
-        h = 1.0 if exact else self.h
+        h = 1.0 if exact else _PAPER_H if self.h is None else self.h
         labels = torch.cat([y, y]) if central else y
         v, probe = ops.frank_wolfe_init(
             g0,
@@ -97,7 +119,7 @@ class FrankWolfe(Attack):
                 x,
                 self.p,
                 self.eps,
-                gamma=2 / (k + 2),
+                gamma=2 / (k + 2) if self.gamma is None else self.gamma,
                 h=h,
                 central=central,
                 last=k == self.steps - 1,
@@ -105,6 +127,14 @@ class FrankWolfe(Attack):
                 in_box=self.in_box,
             )
         return probe
+
+    def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
+        gamma = _REPLAY_GAMMA if self.gamma is None else self.gamma
+        x_adv = visit.start(x, self.eps, self.bounds)
+        for _ in range(self.steps):
+            g = oracle.gradient(x_adv, y)
+            x_adv = visit.step(g, x, self.p, self.eps, gamma, self.bounds, self.in_box)
+        return x_adv
 
     def passes(self, batch: int = 1) -> Passes:
         if self.scheme == "exact":

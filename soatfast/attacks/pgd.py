@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..gradients import InputGradient
+from ..memory import Visit
 from ..passes import Passes, passes_of
 from .base import Attack, check_radius, check_steps
 
@@ -29,6 +30,9 @@ class PGD(Attack):
         best: return the strongest iterate of the path, not the last one. Stronger means: fools the model, then
             the higher objective.
         generator: random numbers of the start; on x's device.
+
+    With a memory (``AdversarialTraining(attack, memory=memory)``) a sample starts where its last visit left it, as in
+    ATTA (Zheng et al. 2020): no random start, and step_size None means eps / (steps + 1), as the path has many visits.
 
     Defaults of the papers: MNIST Linf 0.3, 40 steps of 0.01; CIFAR-10 Linf 8/255, 10 steps of 2/255.
 
@@ -60,6 +64,23 @@ class PGD(Attack):
         if self.step_size is not None:
             check_radius(self.step_size, "step_size")
 
+    def check_replay(self) -> None:
+        if self.best or self.restarts > 1:
+            raise ValueError(
+                f"with a memory PGD takes restarts=1 and best=False, got restarts={self.restarts}, best={self.best}"
+            )
+
+    def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
+        alpha = self.eps / (self.steps + 1) if self.step_size is None else self.step_size
+        x_adv = visit.start(x, self.eps, self.bounds)
+        for _ in range(self.steps):
+            x_adv = self._step(x_adv, oracle.gradient(x_adv, y), x, alpha)
+        visit.put(x_adv - x, self.p, self.eps)
+        return x_adv
+
+    def _step(self, x_adv: Tensor, g: Tensor, x: Tensor, alpha: float | Tensor) -> Tensor:
+        return ops.pgd_step(x_adv, g, x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
+
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         scored = self.best or self.restarts > 1
         kept: _Strongest | None = _Strongest(x) if scored else None
@@ -79,7 +100,7 @@ class PGD(Attack):
             else:
                 loss, g = oracle(x_adv, y)
                 kept.offer(x_adv, loss, oracle.fooled(y))
-            x_adv = ops.pgd_step(x_adv, g, x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
+            x_adv = self._step(x_adv, g, x, alpha)
         return x_adv
 
     def _start(self, x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..attacks import PGD, Attack
+from ..memory import PerturbationMemory
 from ..passes import Passes, passes_of
-from .base import Loss, mean, sample_losses
+from .base import Loss, attacked, check_memory, mean, sample_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,11 @@ class AdversarialTraining(Loss):
 
     Args:
         attack: any attack of :mod:`soatfast.attacks`. Default PGD(10) at Linf 8/255.
+        memory: with it, each sample's perturbation goes on from where its last visit, an epoch ago, left it, so that
+            one or two steps train as ten do: FrankWolfe(steps=1) or PGD(steps=1), and ``loss(model, x, y, index)``.
 
-    Passes: the attack's, plus 1 forward and 1 backward to the parameters.
+    Passes: the attack's (with a memory one forward and backward to the input a step), plus 1 forward and 1 backward to
+    the parameters.
 
     >>> import torch
     >>> from soatfast.attacks import PGD
@@ -28,19 +32,35 @@ class AdversarialTraining(Loss):
     >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])).backward()
     >>> loss.passes().backward_input, loss.passes().backward_parameters
     (7, 1)
+    >>> from soatfast.attacks import FrankWolfe
+    >>> from soatfast.memory import PerturbationMemory
+    >>> memory = PerturbationMemory(1000, (1, 2, 2), torch.int8)
+    >>> loss = AdversarialTraining(FrankWolfe(eps=0.1, steps=1), memory=memory)
+    >>> index = torch.tensor([17, 4, 999])
+    >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]), index).backward()
+    >>> loss.passes().backward_input, memory.visits[17].item()
+    (1, 1)
     """
 
-    attack: Attack = field(default_factory=PGD)
+    attack: Attack = field(default_factory=PGD, kw_only=False)
+    memory: PerturbationMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.attack, Attack):
             raise TypeError(f"attack must be one of soatfast.attacks, got {type(self.attack).__name__}")
+        check_memory(self.memory, self.attack)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return mean(sample_losses(model, self.attack(model, x, y), y))
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Tensor:
+        return mean(sample_losses(model, attacked(self.attack, self.memory, model, x, y, index, moves), y))
 
     def passes(self, batch: int = 1) -> Passes:
-        return self.attack.passes(batch) + passes_of(batch, forward=1, backward_parameters=1)
+        attack = self.attack.passes(batch) if self.memory is None else self.attack.replay_passes(batch)
+        return attack + passes_of(batch, forward=1, backward_parameters=1)
 
     def with_eps(self, eps: float | Tensor) -> AdversarialTraining:
         return dataclasses.replace(self, attack=self.attack.with_eps(eps))
+
+    def with_steps(self, steps: int) -> AdversarialTraining:
+        return dataclasses.replace(self, attack=self.attack.with_steps(steps))

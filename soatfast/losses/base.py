@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from ..attacks.base import check_batch
+from ..attacks.base import Attack, check_batch
 from ..gradients import check_labels, check_logits
+from ..memory import PerturbationMemory
 from ..objectives import cross_entropy
 from ..passes import Passes, passes_of
 
@@ -19,11 +20,16 @@ LossType = TypeVar("LossType", bound="Loss")
 class Loss:
     """``loss(model, x, y)`` returns the scalar to call ``.backward()`` on.
 
+    A loss with a memory needs the samples' numbers as well, ``loss(model, x, y, index)``, and where the data set
+    augments, ``loss(model, x, y, index, moves)``; one without a memory has no use for them.
+
     The training forwards run in the mode and through the wrapper (DistributedDataParallel, autocast) that the caller
     gives; an attack inside runs in its own mode and leaves the model as it was.
     """
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Tensor:
         raise NotImplementedError
 
     def passes(self, batch: int = 1) -> Passes:
@@ -33,6 +39,32 @@ class Loss:
     def with_eps(self: LossType, eps: float | Tensor) -> LossType:
         """The same loss with another radius, for an eps ramp."""
         raise NotImplementedError
+
+    def with_steps(self: LossType, steps: int) -> LossType:
+        """The same loss with another number of attack steps."""
+        raise NotImplementedError(f"{type(self).__name__} has no attack steps")
+
+
+def check_memory(memory: object, attack: Attack) -> None:
+    """Raise unless the memory is one, or None, and the attack can go on from it."""
+    if memory is None:
+        return
+    if not isinstance(memory, PerturbationMemory):
+        raise TypeError(f"memory must be a PerturbationMemory or None, got {type(memory).__name__}")
+    attack.check_replay()
+
+
+def attacked(
+    attack: Attack,
+    memory: PerturbationMemory | None,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor | None,
+    moves: Tensor | None,
+) -> Tensor:
+    """The attacked batch, from scratch or from the memory."""
+    return attack(model, x, y) if memory is None else attack.replay(model, x, y, memory, index, moves)
 
 
 def sample_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +89,9 @@ class CrossEntropy(Loss):
     tensor(0.6931)
     """
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Tensor:
         check_batch(x, y, (-float("inf"), float("inf")))
         return mean(sample_losses(model, x, y))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from ..attacks import FrankWolfe
 from ..attacks.base import check_batch
 from ..gradients import Mode
 from ..hvp import Scheme
+from ..memory import PerturbationMemory
 from ..ops import Init
 from ..passes import Passes, passes_of
-from .base import Loss, mean, sample_losses
+from .base import Loss, attacked, check_memory, mean, sample_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +30,21 @@ class SCORPIO(Loss):
     batch norm and dropout) the clean pass is shared: one forward and one backward give l(x), g(x) and the clean
     parameter gradient together. ``recycle=False`` turns that off; a float16 batch is never shared.
 
+    With a memory (``loss(model, x, y, index)``) v goes on from the sample's last visit by ``steps`` Frank-Wolfe steps
+    on the loss itself, as :class:`~soatfast.attacks.FrankWolfe` says; nothing is shared then, as no gradient at x is
+    needed.
+
     Args:
-        eps, p, bounds, steps, scheme, h, init, in_box, mode: of the attack.
+        eps, p, bounds, steps, scheme, h, gamma, init, in_box, mode: of the attack.
         strength: r > 0; the paper tunes it in 0.5..1.5.
         recycle: share the clean pass where the mode allows it.
+        memory: keep each sample's v from visit to visit.
 
     Defaults: the paper's CIFAR-10 Linf setting FE(3): eps = 8/255, h = r = 1.05.
 
     Passes, FE(N): N+1 forwards and backwards to the input, then 2 forwards and 1 backward to the parameters (1 forward
-    at r = 1). Shared: N+2 forwards, N backwards to the input, 2 backwards to the parameters.
+    at r = 1). Shared: N+2 forwards, N backwards to the input, 2 backwards to the parameters. With a memory: N forwards
+    and backwards to the input in place of N+1.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -52,19 +59,21 @@ class SCORPIO(Loss):
     bounds: tuple[float, float] = (0.0, 1.0)
     steps: int = 3
     scheme: Scheme = "fe"
-    h: float = 1.05
+    h: float | None = None
+    gamma: float | None = None
     init: Init = "scaled"
     in_box: bool = False
     mode: Mode = "eval"
     strength: float = 1.05
     recycle: bool = True
+    memory: PerturbationMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)):
             raise TypeError(f"strength must be a number, got {type(self.strength).__name__}")
         if not 0 < self.strength < math.inf:
             raise ValueError(f"strength must be finite and > 0, got {self.strength!r}")
-        _ = self.attack  # checks the rest
+        check_memory(self.memory, self.attack)  # making the attack checks the rest
 
     @property
     def attack(self) -> FrankWolfe:
@@ -76,6 +85,7 @@ class SCORPIO(Loss):
             steps=self.steps,
             scheme=self.scheme,
             h=self.h,
+            gamma=self.gamma,
             init=self.init,
             in_box=self.in_box,
             mode=self.mode,
@@ -83,15 +93,18 @@ class SCORPIO(Loss):
 
     @property
     def _shares(self) -> bool:
-        return self.recycle and self.mode == "keep" and self.scheme != "exact" and self.strength != 1
+        useful = self.mode == "keep" and self.scheme != "exact" and self.strength != 1
+        return self.recycle and useful and self.memory is None
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Tensor:
         attack = self.attack
         if not self._shares or len(x) == 0 or x.dtype == torch.float16:  # whose derivatives need rescaling
-            x_adv = attack(model, x, y)
-            attacked = mean(sample_losses(model, x_adv, y))
+            x_adv = attacked(attack, self.memory, model, x, y, index, moves)
+            adversarial = mean(sample_losses(model, x_adv, y))
             if self.strength == 1:
-                return attacked
+                return adversarial
             clean = mean(sample_losses(model, x, y))
         else:
             check_batch(x, y, self.bounds)
@@ -99,8 +112,8 @@ class SCORPIO(Loss):
                 total, g0 = oracle.shared(x, y)
                 x_adv = attack.run(oracle, x, y, g0)
             clean = total / len(x)
-            attacked = mean(sample_losses(model, x_adv, y))
-        return clean + self.strength * (attacked - clean)
+            adversarial = mean(sample_losses(model, x_adv, y))
+        return clean + self.strength * (adversarial - clean)
 
     def passes(self, batch: int = 1) -> Passes:
         if self._shares:
@@ -110,7 +123,11 @@ class SCORPIO(Loss):
         trained = 1 if self.strength == 1 else 2
         # One backward() goes back through all training forwards.
         both = Passes(trained, 0, 1, trained * batch, 0, trained * batch)
-        return self.attack.passes(batch) + both
+        attack = self.attack.passes(batch) if self.memory is None else self.attack.replay_passes(batch)
+        return attack + both
 
     def with_eps(self, eps: float | Tensor) -> SCORPIO:
         return dataclasses.replace(self, eps=eps)
+
+    def with_steps(self, steps: int) -> SCORPIO:
+        return dataclasses.replace(self, steps=steps)

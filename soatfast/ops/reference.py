@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .constants import INIT_LMO, INIT_SCALED, accumulate_dtype
+from .quantise import remember, remembered
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -140,31 +141,6 @@ def frank_wolfe_step(
     return v_new.to(g0.dtype), probe, gap
 
 
-def _remembered(memory: Tensor, scale: Tensor | None, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """u (B, D): the rows of the memory, in the arithmetic's dtype. int8 holds u = scale q / 127."""
-    u = memory[index].to(dtype)
-    return u if scale is None else u * (1 / 127) * scale[index].to(dtype).unsqueeze(1)
-
-
-def _remember(memory: Tensor, scale: Tensor | None, index: Tensor, u: Tensor, p: float) -> None:
-    """Write u (B, D), of norm <= 1, to the rows; what is read back is in the unit ball as well.
-
-    int8, p = inf: q is the nearest of 127 steps, halves away from 0. int8, other p: towards 0, in steps of the row's
-    largest entry over 127, so that no entry grows.
-    """
-    if scale is None:
-        memory[index] = u.to(memory.dtype)
-        return
-    if p == math.inf:
-        scale[index] = 1.0
-        q = (u * 127 + u.sign() * 0.5).trunc()
-    else:
-        top = u.abs().amax(1, keepdim=True).to(torch.float32)
-        scale[index] = top.squeeze(1)
-        q = (u * 127 / torch.where(top > 0, top, 1.0).to(u.dtype)).trunc()
-    memory[index] = q.clamp(-127, 127).to(torch.int8)
-
-
 def replay_start(
     memory: Tensor,
     scale: Tensor | None,
@@ -175,7 +151,7 @@ def replay_start(
     lower: float,
     upper: float,
 ) -> Tensor:
-    v = _column(eps, eps_tensor) * _remembered(memory, scale, index, x.dtype)
+    v = _column(eps, eps_tensor) * remembered(memory, scale, index, x.dtype)
     return (x + v).clamp(lower, upper)
 
 
@@ -194,14 +170,14 @@ def replay_step(
     in_box: bool,
 ) -> Tensor:
     radius = torch.as_tensor(_column(eps, eps_tensor), dtype=x.dtype, device=x.device)
-    v = _into_box(radius * _remembered(memory, scale, index, x.dtype), x, lower, upper)
+    v = _into_box(radius * remembered(memory, scale, index, x.dtype), x, lower, upper)
     r, _ = _scaled(g)
     s = radius * _unit_lmo(r, p)
     if in_box:
         s = _into_box(s, x, lower, upper)
     v = _into_box(v + gamma * (s - v), x, lower, upper)
     u = v * torch.where(radius > 0, 1 / radius, 0.0)
-    _remember(memory, scale, index, u.clamp(-1, 1), p)
+    remember(memory, scale, index, u.clamp(-1, 1), p)
     return (x + v).clamp(lower, upper)
 
 

@@ -96,7 +96,8 @@ def replay_step(
 
     into_box(v) = clip(v, lower - x, upper - x). Gather, LMO, blend, clamps, quantise and scatter in one launch; g, x
     and the row are read once, row and x + v' written once. v' is in the ball, and so is what the memory gives back:
-    int8 rounds to the nearest 1/127 for p = inf, and towards 0 in steps of the row's largest entry / 127 for other p.
+    int8 and bfloat16 round to nearest for p = inf (int8: halves away from 0), towards 0 for other p, int8 then in steps
+    of the row's largest entry / 127 (:mod:`soatfast.ops.quantise`).
     The returned batch has v' as it was before it was rounded for the memory.
 
     Args:

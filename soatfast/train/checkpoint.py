@@ -21,15 +21,19 @@ from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from soatfast.memory import PerturbationMemory
 from soatfast.train.errors import RunFolderError
 
 OPTIONS, RESULT, WEIGHTS = "options.json", "result.json", "model.safetensors"
 _CHECKPOINT = "checkpoint-"
 _PARTIAL = ".partial"
+_MEMORY = "memory-rank"
 
 
 def describe(value: Any) -> Any:
     """`value` in JSON's terms: a dataclass becomes its type and fields, a generator its seed."""
+    if isinstance(value, PerturbationMemory):
+        return {"type": type(value).__name__, **value.describe()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
@@ -129,7 +133,9 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[len(_CHECKPOINT) :]))
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, epoch: int) -> None:
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, epoch: int, memory: PerturbationMemory | None = None
+) -> None:
     """Save the training state after `epoch` epochs, then drop older ones. Called by every process."""
     final = folder / f"{_CHECKPOINT}{epoch:04d}"
     partial = final.with_name(final.name + _PARTIAL)
@@ -137,6 +143,8 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, epoch: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
+    if memory is not None and (accelerator.is_main_process or memory.world > 1):
+        memory.save(partial / f"{_MEMORY}{memory.rank}")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         os.replace(partial, final)
@@ -144,6 +152,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, epoch: int) -> None:
             if path != final:
                 shutil.rmtree(path, ignore_errors=True)
     accelerator.wait_for_everyone()
+
+
+def load_memory(checkpoint: Path, memory: PerturbationMemory) -> None:
+    """What save_checkpoint wrote of the memory; RunFolderError when it does not fit."""
+    try:
+        memory.load(checkpoint / f"{_MEMORY}{memory.rank}")
+    except ValueError as error:
+        raise RunFolderError(str(error)) from error
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,54 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from soatfast.attacks import FGSM, PGD, Attack, FrankWolfe
 from soatfast.evaluate import pictures
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy
 from soatfast.evaluate.table import Column, Table
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
+from soatfast.losses import SCORPIO, AdversarialTraining, Loss
 from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
+from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task
 from soatfast.train.models import build_model
 from soatfast.train.progress import Progress
 from soatfast.train.trainer import TrainConfig, TrainResult, train
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the comparison: how it is shown, and its loss for a radius (Linf)."""
-
-    label: str
-    loss: Callable[[float], Loss]
-
-
-# mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
-# For a model that has one, `_suited` makes it "eval".
-METHODS: dict[str, Method] = {
-    "standard": Method("standard", lambda eps: CrossEntropy()),
-    "pgd10": Method("PGD-10 training", lambda eps: AdversarialTraining(attack=PGD(eps=eps, steps=10, mode="keep"))),
-    # Four fifths of a digit's pixels are 0: half of the ball around them is out of the box, so v is sought in both.
-    "scorpio": Method(
-        "SCORPIO FE(3), ball and box",
-        lambda eps: SCORPIO(eps=eps, steps=3, h=1.0, strength=1.05, init="lmo", in_box=True, mode="keep"),
-    ),
-    "pgd4": Method("PGD-4 training", lambda eps: AdversarialTraining(attack=PGD(eps=eps, steps=4, mode="keep"))),
-    "scorpio-ball": Method(
-        "SCORPIO FE(3), the paper's",
-        lambda eps: SCORPIO(eps=eps, steps=3, h=1.05, strength=1.05, mode="keep"),
-    ),
-}
-DEMO = ("standard", "pgd10", "scorpio", "pgd4")
-BASELINE = "pgd10"
-"""The method whose training time is 1 in the column of speed-ups."""
-
-ATTACKS: dict[str, tuple[str, Callable[[float], Attack | None]]] = {
-    "clean": ("clean %", lambda eps: None),
-    "fgsm": ("FGSM %", lambda eps: FGSM(eps=eps)),
-    "pgd40": ("PGD-40 %", lambda eps: PGD(eps=eps, steps=40)),
-    "quadratic": ("quadratic %", lambda eps: FrankWolfe(eps=eps, steps=3)),
-}
-"""Evaluation columns: key -> (header, attack for a radius)."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +36,26 @@ class CompareConfig:
     run_dir: Path = Path("runs/demo")
     """Folder of everything written; finished and interrupted trainings found there are used."""
     methods: tuple[str, ...] = DEMO
-    """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it."""
+    """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it, replay the Frank-Wolfe
+    training with memory, atta its PGD counterpart, fgsm one step from a random start."""
+    attacks: tuple[str, ...] = QUICK
+    """Which attacks: clean, fgsm, pgd40, quadratic, autoattack (of torchattacks; a minute or more a model)."""
     eps: float = 0.2
-    """Linf radius of training and evaluation, in pixel units of [0, 1]."""
+    """Radius of training and evaluation, in pixel units of [0, 1]."""
+    p: float = math.inf
+    """Norm of the ball: inf or 2."""
     seeds: int = 1
     """Trainings per method, from seed on; the table shows mean ± sample standard deviation."""
     data: str = "mnist5k"
-    """mnist5k (4 000 digits to train on, 1 000 held out), mnist, cifar10 or svhn."""
+    """mnist5k (4 000 digits to train on, 1 000 held out), digits8 (8x8 digits), mnist, cifar10 or svhn."""
     data_root: Path | None = None
-    """Folder of the data files; not needed for mnist5k."""
+    """Folder of the data files; not needed for mnist5k and digits8."""
     download: bool = False
     """Fetch missing files of mnist or svhn first (needs torchvision)."""
     model: str = "small-cnn"
-    """small-cnn (28x28 images), resnet18 or wrn-34-10."""
+    """small-cnn (small grey images), resnet18 or wrn-34-10."""
+    width: int | None = None
+    """Channels of the first layer of small-cnn (16) or resnet18 (64)."""
     train_samples: int | None = None
     """Use only the first so many training samples."""
     test_samples: int | None = None
@@ -96,8 +68,18 @@ class CompareConfig:
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(self.methods) or 'none'}")
-        if not 0 <= self.eps <= 1:
-            raise ValueError(f"eps must lie in [0, 1] (pixel units), got {self.eps}")
+        unknown = [name for name in self.attacks if name not in ATTACKS]
+        if unknown or len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"attacks must be some of {', '.join(ATTACKS)}, got {', '.join(self.attacks)}")
+        missing = [name for name in ("clean", "pgd40") if name not in self.attacks]
+        if missing:
+            raise ValueError(f"the table and picture need the attacks clean and pgd40, got {', '.join(self.attacks)}")
+        if self.p not in (2, math.inf):
+            raise ValueError(f"p must be 2 or inf, got {self.p}")
+        if not 0 <= self.eps < math.inf or (self.p == math.inf and self.eps > 1):
+            raise ValueError(f"eps must be finite and at least 0, and for p = inf at most 1, got {self.eps}")
+        if self.width is not None and (self.width < 1 or self.model == "wrn-34-10"):
+            raise ValueError(f"width must be at least 1, for small-cnn or resnet18, got {self.width} for {self.model}")
         for name in ("seeds", "train_samples", "test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -106,7 +88,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model with its figures; `accuracies` has one entry for every key of ATTACKS."""
+    """One trained model with its figures; `accuracies` has one entry for every attack."""
 
     seed: int
     model: nn.Module = field(repr=False)
@@ -131,7 +113,7 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
         label = METHODS[name].label + (f", seed {seed}" if config.seeds > 1 else "")
         runs[name].append(_run(config, data, name, seed, (label, index, len(todo)), progress))
     table = _table(config, runs)
-    _write(config, runs, table)
+    _write(config, data, runs, table)
     try:
         _picture(config, data, runs)
     except ImportError as error:
@@ -144,17 +126,49 @@ def _run(
 ) -> Run:
     label, index, total = place
     progress.stage(f"{label}, training", 2 * index, 2 * total)
+    task = _task(config, data)
     torch.manual_seed(seed)
-    model = build_model(config.model, data.shape[0], data.classes)
+    model = build_model(config.model, data.shape[0], data.classes, **_model_options(config, data))
     training = dataclasses.replace(config.train, seed=seed)
     folder = config.run_dir / name / f"seed-{seed}"
-    loss = _suited(METHODS[name].loss(config.eps), model)
+    loss = _suited(METHODS[name].loss(task), model)
     result = train(model, loss, data, training, folder, not config.fresh, progress)
     progress.stage(f"{label}, attacks", 2 * index + 1, 2 * total)
     samples = data.test
-    found = {key: accuracy(model, samples, attack(config.eps)) for key, (_, attack) in ATTACKS.items()}
+    found = {key: _evaluate(config, model, samples, key, task, folder) for key in config.attacks}
     progress.note(", ".join(f"{ATTACKS[key][0][:-2]} {100 * value.accuracy:.1f} %" for key, value in found.items()))
     return Run(seed, model, result, found)
+
+
+def _task(config: CompareConfig, data: Data) -> Task:
+    samples = len(data.train)  # type: ignore[arg-type]
+    return Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
+
+
+def _model_options(config: CompareConfig, data: Data) -> dict[str, int]:
+    options = {} if config.width is None else {"width": config.width}
+    return {**options, "size": data.shape[-1]} if config.model == "small-cnn" else options
+
+
+def _evaluate(
+    config: CompareConfig, model: nn.Module, samples: Any, key: str, task: Task, folder: Path
+) -> AccuracyResult:
+    """The accuracy under one attack. AutoAttack's is kept in the run's folder, as it takes longer than the training."""
+    attack = ATTACKS[key][1](task)
+    if key != "autoattack":
+        return accuracy(model, samples, attack)
+    kept = folder / "autoattack.json"
+    weights = hashlib.sha256((folder / checkpoint.WEIGHTS).read_bytes()).hexdigest()
+    asked = {**checkpoint.describe(attack), "samples": len(samples), "weights": weights}
+    if kept.is_file():
+        found = checkpoint.read_json(kept)
+        if found["asked"] == asked:
+            correct = torch.tensor(found["correct"])
+            return AccuracyResult(int(correct.sum()) / len(correct), correct, *found["rest"])
+    result = accuracy(model, samples, attack)
+    rest = [result.attacked, result.passes, result.seconds]
+    checkpoint.write_json(kept, {"asked": asked, "correct": result.correct.tolist(), "rest": rest})
+    return result
 
 
 def _suited(loss: Loss, model: nn.Module) -> Loss:
@@ -176,7 +190,7 @@ def _subset(data: Data, config: CompareConfig) -> Data:
 
 
 def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:
-    columns = [Column("method", "method"), *(Column(key, header) for key, (header, _) in ATTACKS.items())]
+    columns = [Column("method", "method"), *(Column(key, ATTACKS[key][0]) for key in config.attacks)]
     columns += [
         Column("forward", "F/step", 0),
         Column("backward_input", "B-in/step", 0),
@@ -187,7 +201,7 @@ def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:
     rows: list[dict[str, Any]] = []
     for name, found in runs.items():
         row: dict[str, Any] = {"method": METHODS[name].label}
-        for key in ATTACKS:
+        for key in config.attacks:
             row[key] = [100 * run.accuracies[key].accuracy for run in found]
         for key in ("forward", "backward_input", "backward_parameters"):
             row[key] = found[0].training.passes[key]
@@ -198,28 +212,33 @@ def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:
         rows.append(row)
     seeds = f", {config.seeds} seeds (mean ± sample standard deviation)" if config.seeds > 1 else ""
     note = (
-        f"Linf eps {config.eps:g}, {config.train.epochs} epochs{seeds}. F, B-in, B-par: forward passes, "
+        f"{_ball(config)}, {config.train.epochs} epochs{seeds}. F, B-in, B-par: forward passes, "
         "backward passes to the input and to the parameters, counted on one training step. "
         f"Speed-up: over {METHODS[BASELINE].label}."
     )
     return Table(f"{config.model} on {config.data}", columns, rows, note)
 
 
-def _write(config: CompareConfig, runs: dict[str, list[Run]], table: Table) -> None:
+def _ball(config: CompareConfig) -> str:
+    return f"{'Linf' if config.p == math.inf else 'L2'} eps {config.eps:g}"
+
+
+def _write(config: CompareConfig, data: Data, runs: dict[str, list[Run]], table: Table) -> None:
     from soatfast.config import describe as installation
 
     device = next(next(iter(runs.values()))[0].model.parameters()).device
+    task = _task(config, data)
     methods = {
         name: {
             "label": METHODS[name].label,
-            "loss": checkpoint.describe(METHODS[name].loss(config.eps)),
+            "loss": checkpoint.describe(METHODS[name].loss(task)),
             "runs": [_run_json(run) for run in found],
         }
         for name, found in runs.items()
     }
     results = {
         "config": checkpoint.describe(config),
-        "attacks": {key: checkpoint.describe(attack(config.eps)) for key, (_, attack) in ATTACKS.items()},
+        "attacks": {key: checkpoint.describe(ATTACKS[key][1](task)) for key in config.attacks},
         "device": {"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
         "installation": checkpoint.describe(installation()),
         "methods": methods,
@@ -251,7 +270,7 @@ def _device_name(device: torch.device) -> str:
 
 def _picture(config: CompareConfig, data: Data, runs: dict[str, list[Run]]) -> None:
     header, make = ATTACKS["pgd40"]
-    attack_name, attack = header.removesuffix(" %"), make(config.eps)
+    attack_name, attack = header.removesuffix(" %"), make(_task(config, data))
     chosen = _one_of_each(data.test, [run for found in runs.values() for run in found[:1]], data.classes)
     x, y = (torch.stack(column) for column in zip(*(data.test[i] for i in chosen), strict=True))
     series = []
@@ -267,7 +286,7 @@ def _picture(config: CompareConfig, data: Data, runs: dict[str, list[Run]]) -> N
         percent = [100 * run.accuracies["pgd40"].accuracy for run in found]
         style = list(METHODS).index(name)
         series.append(pictures.Series(METHODS[name].label, seconds, percent, attacked.cpu(), predictions, style))
-    title = f"{config.model} on {config.data}, Linf eps {config.eps:g}"
+    title = f"{config.model} on {config.data}, {_ball(config)}"
     pictures.comparison(config.run_dir / "comparison.png", series, x, y, attack_name, title)
 
 

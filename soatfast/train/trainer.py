@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
+from soatfast.crops import CropFlip
 from soatfast.gradients import count_passes
 from soatfast.losses import Loss
+from soatfast.memory import PerturbationMemory
 from soatfast.train import checkpoint
-from soatfast.train.data import Batches, Data
+from soatfast.train.data import Batch, Batches, Data
 from soatfast.train.errors import UserError
+from soatfast.train.indexed import check_unchanging
 from soatfast.train.progress import Progress
+
+_LEAST = (("epochs", 1), ("batch_size", 1), ("eps_ramp_epochs", 0), ("seed", 0), ("crop_padding", 0))
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,13 @@ class TrainConfig:
     """Autocast of all network passes, those of the attack included."""
     channels_last: bool = False
     """Channels-last memory layout for model and images."""
+    crop_padding: int = 0
+    """Random crops by up to so many pixels each way, after zero padding."""
+    flip: bool = False
+    """Random horizontal flips."""
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("eps_ramp_epochs", 0), ("seed", 0)):
+        for name, low in _LEAST:
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
@@ -68,6 +78,12 @@ class TrainConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def augment(self) -> CropFlip | None:
+        """The crops and flips, or None."""
+        wanted = self.crop_padding > 0 or self.flip
+        return CropFlip(padding=self.crop_padding, flip=self.flip) if wanted else None
 
     def eps_fraction(self, epoch: int) -> float:
         """Share of the full eps in epoch `epoch` (0-based)."""
@@ -133,6 +149,11 @@ def train(
     bit-identical weights. A finished run is loaded, not repeated; a folder with a run of other options is
     refused with RunFolderError. resume=False starts anew. Seconds and passes: see TrainResult; the counting
     step runs on a copy of the model before the clock starts.
+
+    A loss with a PerturbationMemory is given the samples' numbers, and the moves of an augmented batch. The memory is
+    saved and resumed with the rest; a new run starts from an empty one. With several processes give each its shard
+    (rank, world): each sample then stays on its rank. With a whole memory on each the samples are spread anew every
+    epoch, and the memories are brought together after it.
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
@@ -140,6 +161,7 @@ def train(
     accelerator = Accelerator(mixed_precision=config.precision)
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Progress()
+    memory = _memory(loss, data, config, accelerator)
     options = _options(model, loss, data, config, accelerator.num_processes)
     if not resume and main:
         checkpoint.remove_run(folder)
@@ -158,10 +180,15 @@ def train(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(accelerator.device).train()
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = Batches(data.train, config.batch_size, config.seed, accelerator.device, rank, world)
+    shards = memory is not None and memory.world > 1
+    batches = Batches(
+        data.train, config.batch_size, config.seed, accelerator.device, rank, world, config.augment, shards
+    )
     state = _State(generators=list(checkpoint.generators(loss)))
     saved = checkpoint.checkpoints(folder)
     if not saved:
+        if memory is not None:
+            memory.reset()
         state.passes = _count(model, _with_fraction(loss, config.eps_fraction(0)), batches, config, accelerator)
     accelerator.register_for_checkpointing(state)
     wrapped, optimizer = accelerator.prepare(model, _optimizer(model, config))
@@ -170,6 +197,8 @@ def train(
     try:
         if saved:
             accelerator.load_state(str(saved[-1]))
+            if memory is not None:
+                checkpoint.load_memory(saved[-1], memory)
             progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
         progress.begin(config.epochs, len(batches), state.epoch)
         for epoch in range(state.epoch, config.epochs):
@@ -179,7 +208,7 @@ def train(
             state.history.append(row)
             if not math.isfinite(row["loss"]):
                 raise UserError(f"the loss became {row['loss']} in epoch {epoch + 1}; a smaller lr may help")
-            checkpoint.save_checkpoint(accelerator, folder, state.epoch)
+            checkpoint.save_checkpoint(accelerator, folder, state.epoch, memory)
             progress.epoch(row)
     finally:
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -206,16 +235,19 @@ def _epoch(
     total = torch.zeros((), device=accelerator.device)
     _synchronize(accelerator.device)
     start = time.perf_counter()
-    for step, (x, y) in enumerate(_layout(batches.epoch(epoch), config)):
+    for step, batch in enumerate(_layout(batches.epoch(epoch), config)):
         lr = config.lr_at((epoch * len(batches) + step) / (config.epochs * len(batches)))
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
-        value = loss(model, x, y)
+        value = loss(model, *batch)
         accelerator.backward(value)
         optimizer.step()
         total += value.detach()
         progress.step(value)
+    memory = getattr(loss, "memory", None)
+    if memory is not None and memory.world == 1:
+        memory.synchronize()
     _synchronize(accelerator.device)
     seconds = time.perf_counter() - start
     mean = float(accelerator.reduce(total, "mean")) / len(batches)
@@ -233,24 +265,43 @@ def _count(
 ) -> dict[str, int]:
     """Passes of one step, counted on a copy: weights, buffers and random states stay untouched."""
     twin = copy.deepcopy(model)
-    x, y = next(_layout(batches.epoch(0), config))
-    with _random_states_kept(loss), accelerator.autocast(), count_passes(twin) as passes:
-        loss(twin, x, y).backward()  # type: ignore[no-untyped-call]
+    batch = next(_layout(batches.epoch(0), config))
+    with _states_kept(loss, batch), accelerator.autocast(), count_passes(twin) as passes:
+        loss(twin, *batch).backward()  # type: ignore[no-untyped-call]
     return dataclasses.asdict(passes.total())
 
 
 @contextmanager
-def _random_states_kept(loss: Loss) -> Iterator[None]:
+def _states_kept(loss: Loss, batch: Batch) -> Iterator[None]:
+    """Random states and the loss's memory of the batch are as before afterwards."""
     own = [(generator, generator.get_state()) for generator in checkpoint.generators(loss)]
-    with torch.random.fork_rng():
+    memory = getattr(loss, "memory", None)
+    with torch.random.fork_rng(), nullcontext() if memory is None else memory.kept(batch.index):
         yield
     for generator, state in own:
         generator.set_state(state)
 
 
-def _layout(batches: Iterator[tuple[Tensor, Tensor]], config: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in batches:
-        yield (x.contiguous(memory_format=torch.channels_last) if config.channels_last else x), y
+def _layout(batches: Iterator[Batch], config: TrainConfig) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last)) if config.channels_last else batch
+
+
+def _memory(loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerator) -> PerturbationMemory | None:
+    """The loss's memory, if it has one and it fits data, augmentation and processes."""
+    memory: PerturbationMemory | None = getattr(loss, "memory", None)
+    if memory is None:
+        return None
+    samples, rank, world = len(data.train), accelerator.process_index, accelerator.num_processes  # type: ignore[arg-type]
+    if (memory.samples, memory.shape) != (samples, tuple(data.shape)):
+        raise ValueError(f"the data has {samples} samples of shape {tuple(data.shape)}, the memory is {memory}")
+    if memory.augment != config.augment:
+        raise ValueError(f"the data is augmented by {config.augment}, the memory follows {memory.augment}")
+    if (memory.rank, memory.world) not in ((0, 1), (rank, world)):
+        raise ValueError(f"this is process {rank} of {world}, the memory is {memory}")
+    if not isinstance(data.train, TensorDataset):
+        check_unchanging(data.train)
+    return memory
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

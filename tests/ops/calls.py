@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
+from soatfast.ops.contract import MEMORY_DTYPES
+from soatfast.testing import dtypes
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,47 @@ def _calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]:
     return calls
 
 
-CALLS = _calls()
+def _memory(b: Batch, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(memory (B + 1, ...), index (B,), scale) made of v: sample i has row B - 1 - i, the last row is nobody's."""
+    u = torch.cat([b.v.detach().flip(0), b.v.new_zeros(1, *b.v.shape[1:])]).nan_to_num(0.0, 1.0, -1.0)
+    u, index = (8 * u).clamp(-1, 1).contiguous(), torch.arange(len(b.v)).flip(0)
+    if dtype != torch.int8:
+        return u.to(dtype), index, None
+    return (127 * u).to(torch.int8), index, torch.ones(len(u))
+
+
+def _replay_start(b: Batch, dtype: torch.dtype) -> Tensor:
+    memory, index, scale = _memory(b, dtype)
+    return ops.replay_start(memory, index, b.x, b.eps, scale=scale)
+
+
+def _replay_step(
+    b: Batch, dtype: torch.dtype, p: float, eps: float | Tensor, in_box: bool = False
+) -> tuple[Tensor, ...]:
+    """x_adv, and the samples' rows of memory and scale as they are afterwards."""
+    memory, index, scale = _memory(b, dtype)
+    x_adv = ops.replay_step(memory, index, b.g, b.x, p, eps, 0.3, scale=scale, in_box=in_box)
+    rows = memory[index].flatten(1)
+    return (x_adv, rows) if scale is None else (x_adv, rows, scale[index])
+
+
+def _replay_calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]:
+    calls: dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]] = {}
+    for dtype in MEMORY_DTYPES:
+        kind = str(dtype).removeprefix("torch.")
+        calls[f"replay_start-1-{kind}"] = lambda b, dtype=dtype: _replay_start(b, dtype)
+        for p in (1, 1.5, 2, math.inf):
+            calls[f"replay_step-{p}-{kind}"] = lambda b, dtype=dtype, p=p: _replay_step(b, dtype, p, b.eps)
+        calls[f"replay_step-box-{kind}"] = lambda b, dtype=dtype: _replay_step(b, dtype, math.inf, 0.3, in_box=True)
+    return calls
+
+
+CALLS = _calls() | _replay_calls()
+
+
+def takes(name: str, dtype: torch.dtype) -> bool:
+    """Whether the op of a call takes batches of this dtype."""
+    return dtype in dtypes(name.split("-")[0])
 
 
 def as_tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -10,14 +10,16 @@ import torch
 
 from soatfast.losses import CrossEntropy
 from soatfast.train import RunFolderError, TrainConfig, checkpoint, load_data
-from soatfast.train.compare import ATTACKS, DEMO, METHODS, CompareConfig, Method, _suited, compare
+from soatfast.train.compare import CompareConfig, _suited, compare
 from soatfast.train.errors import UserError
+from soatfast.train.methods import ATTACKS, DEMO, METHODS, QUICK, Method, Task
 from soatfast.train.models import build_model
 from soatfast.train.progress import Progress
 
 pytest.importorskip("mlxtend")
 
 TINY = CompareConfig(train_samples=60, test_samples=30, train=TrainConfig(epochs=2, batch_size=30))
+TASK = Task(eps=0.2, samples=60, shape=(1, 28, 28))
 
 
 class Notes(Progress):
@@ -55,12 +57,13 @@ def test_table_has_the_counted_passes(done):
         "PGD-10 training",
         "SCORPIO FE(3), ball and box",
         "PGD-4 training",
+        "FW replay, 1 step",
     ]
     counted = [(r["forward"], r["backward_input"], r["backward_parameters"]) for r in table.rows]
-    assert counted == [(1, 0, 1), (11, 10, 1), (5, 3, 2), (5, 4, 1)]
+    assert counted == [(1, 0, 1), (11, 10, 1), (5, 3, 2), (5, 4, 1), (2, 1, 1)]
     for row in table.rows:
-        assert all(0 <= row[key][0] <= 100 for key in ATTACKS)
-        assert max(row[key][0] for key in ATTACKS) == row["clean"][0]
+        assert all(0 <= row[key][0] <= 100 for key in QUICK)
+        assert max(row[key][0] for key in QUICK) == row["clean"][0]
     assert table.rows[1]["speedup"] == [1.0]
 
 
@@ -70,6 +73,8 @@ def test_results_json(done):
     assert results["config"]["run_dir"] == str(config.run_dir)
     assert (results["methods"]["scorpio"]["loss"]["h"], results["methods"]["scorpio"]["loss"]["in_box"]) == (1.0, True)
     assert results["methods"]["pgd10"]["loss"]["attack"]["p"] == "inf"
+    memory = {"type": "PerturbationMemory", "samples": 60, "shape": [1, 28, 28], "dtype": "int8", "augment": None}
+    assert results["methods"]["replay"]["loss"]["memory"] == memory
     assert results["attacks"]["pgd40"]["steps"] == 40
     assert results["device"]["type"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
     assert results["installation"]
@@ -96,8 +101,8 @@ def test_files(done):
 
 def test_progress_covers_all_work(done):
     _, _, notes, _ = done
-    assert [(i, n) for _, i, n in notes.stages] == [(i, 8) for i in range(8)]
-    assert notes.steps == 4 * 2 * 2
+    assert [(i, n) for _, i, n in notes.stages] == [(i, 10) for i in range(10)]
+    assert notes.steps == 5 * 2 * 2
 
 
 def test_methods_start_alike_and_more_seeds_reuse_what_is_there(done):
@@ -127,9 +132,53 @@ def test_other_options_are_refused_and_fresh_begins_anew(done, tmp_path):
 
 
 def test_a_new_method_is_one_entry(monkeypatch, tmp_path):
-    monkeypatch.setitem(METHODS, "other", Method("another", lambda eps: CrossEntropy()))
+    monkeypatch.setitem(METHODS, "other", Method("another", lambda task: CrossEntropy()))
     table = compare(dataclasses.replace(TINY, run_dir=tmp_path, methods=("other",)))
     assert table.rows[0]["method"] == "another"
+
+
+def test_augmentation_l2_width_and_small_images(tmp_path):
+    config = CompareConfig(
+        run_dir=tmp_path,
+        methods=("replay", "atta", "scorpio-replay", "pgd2"),
+        attacks=("clean", "pgd40"),
+        eps=1.0,
+        p=2,
+        data="digits8",
+        width=4,
+        train_samples=60,
+        test_samples=30,
+        train=TrainConfig(epochs=2, batch_size=30, crop_padding=1),
+    )
+    table = compare(config)
+    assert "L2 eps 1" in table.note and len(table.rows) == 4
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["methods"]["replay"]["loss"]["memory"]["augment"] == "CropFlip(padding=1, flip=False)"
+    assert list(results["attacks"]) == ["clean", "pgd40"]
+
+
+def test_autoattack_is_run_once_for_the_same_weights(tmp_path, monkeypatch):
+    """The attack itself has its own test; here a stand-in counts its calls."""
+    calls = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Fake:
+        eps: float
+        targeted = False
+
+        def __call__(self, model, x, y):
+            calls.append(len(x))
+            return 1 - x
+
+    monkeypatch.setitem(ATTACKS, "autoattack", ("AutoAttack %", lambda task: Fake(task.eps)))
+    config = dataclasses.replace(TINY, run_dir=tmp_path, methods=("standard",), attacks=(*QUICK, "autoattack"))
+    first = compare(config)
+    count = len(calls)
+    assert count > 0
+    second = compare(config)
+    assert len(calls) == count and second.rows[0]["autoattack"] == first.rows[0]["autoattack"]
+    compare(dataclasses.replace(config, fresh=True, train=dataclasses.replace(config.train, lr=2e-3)))
+    assert len(calls) > count
 
 
 def test_unwritable_folder_is_found_before_any_work(tmp_path):
@@ -144,7 +193,13 @@ def test_unwritable_folder_is_found_before_any_work(tmp_path):
         ({"methods": ("pgd10", "magic")}, "got pgd10, magic"),
         ({"methods": ()}, "got none"),
         ({"methods": ("pgd4", "pgd4")}, "got pgd4, pgd4"),
-        ({"eps": -0.1}, r"eps must lie in \[0, 1\]"),
+        ({"eps": -0.1}, "eps must be finite and at least 0, and for p = inf at most 1, got -0.1"),
+        ({"eps": 1.1}, "at most 1, got 1.1"),
+        ({"p": 1}, "p must be 2 or inf, got 1"),
+        ({"attacks": ("clean", "magic")}, "attacks must be some of .*got clean, magic"),
+        ({"attacks": ("clean",)}, "need the attacks clean and pgd40, got clean"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"width": 8, "model": "wrn-34-10"}, "width must be .* got 8 for wrn-34-10"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"test_samples": 0}, "test_samples must be at least 1, got 0"),
     ],
@@ -156,15 +211,15 @@ def test_wrong_options(wrong, text):
 
 def test_describe_is_json():
     text = json.dumps(
-        {name: checkpoint.describe(method.loss(0.2)) for name, method in METHODS.items()}, allow_nan=False
+        {name: checkpoint.describe(method.loss(TASK)) for name, method in METHODS.items()}, allow_nan=False
     )
     assert "SCORPIO" in text
 
 
 def test_attacks_run_in_eval_mode_where_train_mode_changes_the_model():
     resnet, cnn = build_model("resnet18", 3, 10, width=4), build_model("small-cnn", 1, 10)
-    for name in ("pgd10", "scorpio", "pgd4"):
-        loss = METHODS[name].loss(0.1)
+    for name in ("pgd10", "scorpio", "pgd4", "replay", "atta", "scorpio-replay"):
+        loss = METHODS[name].loss(TASK)
         assert _suited(loss, cnn) is loss
         suited = _suited(loss, resnet)
         assert getattr(suited, "mode", None) == "eval" or suited.attack.mode == "eval"

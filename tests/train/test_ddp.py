@@ -1,5 +1,6 @@
 """Two gloo processes on the CPU: the same training as one process, and its exact resume."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -9,10 +10,11 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from soatfast.attacks import PGD
+from soatfast.attacks import PGD, FrankWolfe
 from soatfast.losses import SCORPIO, AdversarialTraining
+from soatfast.memory import PerturbationMemory
 from soatfast.train import TrainConfig, checkpoint, train
 from tests.train.conftest import make_data
 
@@ -26,6 +28,11 @@ def loss():
 
 def noisy():
     return AdversarialTraining(attack=PGD(eps=0.1, steps=1))
+
+
+def replay(rank=0, world=1):
+    memory = PerturbationMemory(40, (1, 8, 8), torch.int8, rank=rank, world=world)
+    return AdversarialTraining(FrankWolfe(eps=0.1, steps=1), memory=memory)
 
 
 def plain_model(batch_norm=False):
@@ -50,6 +57,18 @@ def worker(folder: Path) -> None:
     with mock.patch.object(checkpoint, "save_checkpoint", save_then_stop), pytest.raises(KeyboardInterrupt):
         train(plain_model(), noisy(), make_data(), CONFIG, folder / "cut")
     train(plain_model(), noisy(), make_data(), CONFIG, folder / "cut")
+    rank, config = int(os.environ["RANK"]), dataclasses.replace(CONFIG, crop_padding=0)
+    together = replay()  # a whole memory on each rank: samples change ranks from epoch to epoch
+    train(plain_model(), together, make_data(), config, folder / "whole-memory")
+    save_file(together.memory._state(), folder / f"whole-{rank}.safetensors")
+    own = replay(rank, 2)
+    train(plain_model(), own, make_data(), config, folder / "shards")
+    assert own.memory.visits.tolist() == [2] * 20
+    with mock.patch.object(checkpoint, "save_checkpoint", save_then_stop), pytest.raises(KeyboardInterrupt):
+        train(plain_model(), replay(rank, 2), make_data(), config, folder / "shards-cut")
+    again = replay(rank, 2)
+    train(plain_model(), again, make_data(), config, folder / "shards-cut")
+    assert all(torch.equal(t, again.memory._state()[name]) for name, t in own.memory._state().items())
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
@@ -89,4 +108,23 @@ def test_two_processes(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
     noisy_weights, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("noisy", "cut"))
     assert all(torch.equal(noisy_weights[name], cut[name]) for name in cut)
+    # A whole memory on each rank: the same training as in one process, and the same memory on both.
+    one, alone = plain_model(), replay()
+    train(one, alone, make_data(), CONFIG, tmp_path / "one-memory")
+    two = load_file(tmp_path / "whole-memory" / "model.safetensors")
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    memories = [load_file(tmp_path / f"whole-{rank}.safetensors") for rank in (0, 1)]
+    for name, value in alone.memory._state().items():
+        assert torch.equal(memories[0][name], memories[1][name]), name
+        if name == "values":  # rounding of the summed gradients may turn a sign here and there
+            assert (memories[0][name] == value).float().mean() > 0.99 and value.any()
+        elif name != "common":
+            assert torch.equal(memories[0][name], value), name
+    kept, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("shards", "shards-cut"))
+    assert all(torch.equal(kept[name], cut[name]) for name in cut)
+    assert {p.name for p in (tmp_path / "shards" / "checkpoint-0002").glob("memory-*")} == {
+        "memory-rank0",
+        "memory-rank1",
+    }
     assert list((tmp_path / "noisy" / "checkpoint-0002").glob("random_states_*.pkl"))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from soatfast.attacks import PGD
+from soatfast.attacks import PGD, FrankWolfe
 from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
+from soatfast.memory import PerturbationMemory
 from soatfast.train import RunFolderError, TrainConfig, UserError, checkpoint, train
 from soatfast.train.progress import Progress
 from tests.train.conftest import make_data, make_model, same, weights
@@ -290,3 +291,72 @@ def test_learning_rate_schedules():
     assert TrainConfig(lr=1.0).lr_at(0.9) == 1.0
     assert TrainConfig(lr=1.0, schedule="cosine").lr_at(0.5) == pytest.approx(0.5)
     assert [TrainConfig(lr=1.0, schedule="step").lr_at(t) for t in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def replay(dtype=torch.int8, augment=None, samples=40, shape=(1, 8, 8), attack=None):
+    memory = PerturbationMemory(samples, shape, dtype, augment=augment)
+    return AdversarialTraining(attack or FrankWolfe(eps=0.1, steps=1), memory=memory)
+
+
+CROPS = dataclasses.replace(CONFIG, crop_padding=1, flip=True)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CROPS], ids=["plain", "crops"])
+@pytest.mark.parametrize("step", [4, 6, 9])  # at the start and in the middle of an epoch of 4 steps
+def test_a_memory_survives_any_interruption_bit_for_bit(tmp_path, config, step):
+    first, again = replay(augment=config.augment), replay(augment=config.augment)
+    _, expected = whole(tmp_path / "whole", first, config)
+    interrupted(tmp_path / "cut", Interrupt(step=step), replay(augment=config.augment), config)
+    _, found, notes = resumed(tmp_path / "cut", again, config)
+    assert same(expected, found)
+    assert all(torch.equal(t, again.memory._state()[name]) for name, t in first.memory._state().items())
+    assert first.memory.visits.tolist() == [3] * 40
+    assert notes == [f"resumed after epoch {step // 4} of 3"]
+
+
+def test_a_new_run_starts_from_an_empty_memory(tmp_path):
+    loss = replay()
+    _, first = whole(tmp_path / "a", loss)
+    _, second = whole(tmp_path / "b", loss)
+    assert same(first, second)
+
+
+def test_memory_and_training_must_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"40 samples of shape \(1, 8, 8\), the memory is .*samples=39"):
+        whole(tmp_path, replay(samples=39))
+    with pytest.raises(ValueError, match="memory is"):
+        whole(tmp_path, replay(shape=(1, 8, 9)))
+    with pytest.raises(ValueError, match=r"augmented by CropFlip.*follows None"):
+        whole(tmp_path, replay(), CROPS)
+    with pytest.raises(ValueError, match="augmented by None, the memory follows CropFlip"):
+        whole(tmp_path, replay(augment=CROPS.augment))
+    loss = AdversarialTraining(FrankWolfe(steps=1), memory=PerturbationMemory(40, (1, 8, 8), rank=1, world=2))
+    with pytest.raises(ValueError, match="process 0 of 1"):
+        whole(tmp_path, loss)
+
+
+def test_another_kind_of_memory_is_another_run(tmp_path):
+    interrupted(tmp_path, Interrupt(epoch=1), replay())
+    with pytest.raises(RunFolderError, match=r"loss\.memory\.dtype was int8, now float32"):
+        resumed(tmp_path, replay(torch.float32))
+    with pytest.raises(RunFolderError, match=r"loss\.memory\.type was"):
+        resumed(tmp_path, AdversarialTraining(FrankWolfe(eps=0.1, steps=1)))
+
+
+def test_a_lost_memory_is_an_error(tmp_path):
+    interrupted(tmp_path, Interrupt(epoch=1), replay())
+    shutil.rmtree(tmp_path / "checkpoint-0001" / "memory-rank0")
+    with pytest.raises(RunFolderError, match="missing or damaged"):
+        resumed(tmp_path, replay())
+
+
+def test_augmented_training_moves_every_loss_alike(tmp_path):
+    """Crops change the batch that a loss without a memory sees, and resume all the same."""
+    _, plain = whole(tmp_path / "plain", CrossEntropy())
+    _, moved = whole(tmp_path / "moved", CrossEntropy(), CROPS)
+    assert not same(plain, moved)
+    interrupted(tmp_path / "cut", Interrupt(step=6), CrossEntropy(), CROPS)
+    assert same(moved, resumed(tmp_path / "cut", CrossEntropy(), CROPS)[1])

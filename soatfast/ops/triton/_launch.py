@@ -1,8 +1,9 @@
 """Host side of the kernels: tile sizes, per-sample tensors, device guard, and what a compiler must know.
 
 Parameter names carry the types, so that a kernel's own signature is enough to compile it ahead of time:
-``*_ptr`` is a pointer to the storage dtype (to the accumulation dtype for the per-sample ones), ``*_bits`` a
-number as in :mod:`._math`, upper case a constexpr, anything else an integer.
+``*_ptr`` is a pointer to the storage dtype (to the accumulation dtype for the per-sample ones, to one of their own for
+``index_ptr``, ``scale_ptr`` and what the caller names), ``*_bits`` a number as in :mod:`._math`, upper case a constexpr,
+anything else an integer.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ _TRITON_NAME = {
     torch.float64: "fp64",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
+    torch.int8: "i8",
+    torch.int64: "i64",
 }
 _PER_SAMPLE = ("eps_ptr", "alpha_ptr", "gap_ptr")
+_FIXED = {"index_ptr": torch.int64, "scale_ptr": torch.float32}
 
 
 def norm_kind(p: float) -> int:
@@ -90,6 +94,7 @@ def aot_source(
     constexprs: Constexprs,
     absent: tuple[str, ...] = (),
     unaligned: bool = False,
+    own: Mapping[str, torch.dtype] | None = None,
 ) -> tuple[dict[str, str], Constexprs, dict]:
     """(signature, constexprs, attributes) for ``triton.compiler.ASTSource``.
 
@@ -99,8 +104,9 @@ def aot_source(
         constexprs: what the launcher passes as constexprs.
         absent: optional pointers passed as None.
         unaligned: without the promise that pointers and the row length are multiples of 16.
+        own: pointers to another dtype than the batch's, as ``memory_ptr``.
     """
-    accumulate = _TRITON_NAME[accumulate_dtype(dtype)]
+    pointed = {**dict.fromkeys(_PER_SAMPLE, accumulate_dtype(dtype)), **_FIXED, **(own or {})}
     signature, attributes = {}, {}
     values = dict(constexprs)
     for position, name in enumerate(kernel.arg_names):
@@ -109,7 +115,7 @@ def aot_source(
         elif name in absent:
             signature[name], values[name] = "constexpr", None
         elif name.endswith("_ptr"):
-            signature[name] = "*" + (accumulate if name in _PER_SAMPLE else _TRITON_NAME[dtype])
+            signature[name] = "*" + _TRITON_NAME[pointed.get(name, dtype)]
         else:
             signature[name] = "i64" if name.endswith("_bits") else "i32"
         aligned = name.endswith("_ptr") or name == "entries"

@@ -1,0 +1,69 @@
+"""AutoAttack (Croce and Hein 2020), as the package torchattacks has it, in the form of an attack of this package."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks.base import check_batch, check_radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack:
+    """Standard AutoAttack: APGD-CE, targeted APGD-DLR, targeted FAB, and Square with 5 000 queries on the survivors.
+
+    For evaluation: ``accuracy(model, data, AutoAttack(eps=0.3))``. Needs ``pip install --no-deps torchattacks``.
+
+    Args:
+        eps: radius in input units, images in [0, 1].
+        p: math.inf or 2.
+        classes: of the model, at least 4 (the targeted DLR loss compares four logits).
+        seed: of the attacks' random starts.
+
+    Passes: several thousand a sample that survives. The model is attacked in eval mode.
+    """
+
+    eps: float = 8 / 255
+    p: float = math.inf
+    classes: int = 10
+    seed: int = 0
+    targeted = False
+
+    def __post_init__(self) -> None:
+        check_radius(self.eps)
+        if self.p not in (2, math.inf):
+            raise ValueError(f"AutoAttack knows p = 2 and math.inf, got {self.p!r}")
+        if self.classes < 4:
+            raise ValueError(f"AutoAttack needs at least 4 classes, got {self.classes}")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial examples for x (B, C, H, W) in [0, 1]; the model's modes are as before afterwards.
+
+        Raises:
+            ImportError: torchattacks is not there.
+        """
+        try:
+            import torchattacks
+        except ImportError as error:
+            raise ImportError(f"AutoAttack needs torchattacks: pip install --no-deps torchattacks ({error})") from error
+        check_batch(x, y, (0.0, 1.0))
+        if len(x) == 0:
+            return x.detach().clone()
+        norm = "L2" if self.p == 2 else "Linf"
+        flags = [(module, module.training) for module in model.modules()]
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        try:
+            model.eval()
+            for parameter in trainable:  # torchattacks would compute their gradients too
+                parameter.requires_grad_(False)
+            with torch.enable_grad():
+                attack = torchattacks.AutoAttack(model, norm, self.eps, n_classes=self.classes, seed=self.seed)
+                return attack(x.clamp(0, 1), y).detach()
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            for module, training in flags:
+                module.training = training

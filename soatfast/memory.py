@@ -1,0 +1,362 @@
+"""Frank-Wolfe with memory: each training sample's perturbation, kept from one visit to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import ops
+from .crops import CropFlip
+from .gradients import check
+from .ops.quantise import remember, remembered
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
+_FILE_BYTES = 1 << 30  # of values in one file of a saved memory, and in one all-reduce
+
+
+def shard_range(samples: int, rank: int, world: int) -> range:
+    """The samples that rank `rank` of `world` keeps: one contiguous block.
+
+    >>> shard_range(10, 1, 3)
+    range(3, 6)
+    """
+    return range(rank * samples // world, (rank + 1) * samples // world)
+
+
+class PerturbationMemory:
+    r"""The perturbation of every training sample, keyed by the data set's index: u_i = v_i / eps, in the unit ball.
+
+    A sample never seen has u = 0. Kept in units of eps, so that an eps ramp rescales all of it at no cost. For use with
+    ``AdversarialTraining(attack, memory=memory)(model, x, y, index)``, or SCORPIO.
+
+    Args:
+        samples: size of the data set; index 0..samples - 1.
+        shape: of one sample, (C, H, W).
+        dtype: torch.float32, torch.bfloat16 or torch.int8. int8 costs one byte an entry: u = scale q / 127, with scale
+            1 and q the nearest step for p = inf; for other p the scale is the sample's largest |u| and q is rounded
+            towards 0. What is read is in the ball either way.
+        device: where it lives: "cpu", "cuda", or a path (a ``pathlib.Path``, or a string with a separator) of a file to
+            map into memory, for data sets larger than the RAM. The file is made anew, with holes for what was never
+            written. A batch on another device is copied there and back each visit.
+        augment: the random crops and flips of the data set; u is kept in the coordinates of the image as stored.
+        rank, world: keep only the block ``shard_range(samples, rank, world)``, with a sampler that leaves each sample
+            on its rank (:class:`~soatfast.train.indexed.ShardedSampler`). A sampler that reshuffles across ranks needs
+            a whole memory on each, and :meth:`synchronize` after each epoch.
+
+    ``len()`` is the number of samples kept; ``nbytes`` what they cost; ``visits`` (int32) how often each was visited.
+
+    Raises:
+        TypeError, ValueError: no such dtype, samples or shape not positive, rank not below world, a file that is
+            something else.
+
+    >>> memory = PerturbationMemory(50_000, (3, 32, 32), torch.int8)
+    >>> memory.values.nbytes / 2**20, memory
+    (146.484375, PerturbationMemory(samples=50000, shape=(3, 32, 32), dtype=int8, device=cpu))
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | Path = "cpu",
+        *,
+        augment: CropFlip | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
+        if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"shape must be the positive sizes of one sample, such as (3, 32, 32), got {shape!r}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
+        if augment is not None and not isinstance(augment, CropFlip):
+            raise TypeError(f"augment must be a soatfast.crops.CropFlip or None, got {type(augment).__name__}")
+        if augment is not None and len(shape) != 3:
+            raise ValueError(f"crops and flips need samples of shape (C, H, W), got {tuple(shape)}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in 0..world - 1, got rank {rank} of {world}")
+        self.samples, self.shape, self.dtype = samples, tuple(shape), dtype
+        self.augment, self.rank, self.world = augment, rank, world
+        kept = shard_range(samples, rank, world)
+        self._first, rows = kept.start, len(kept)
+        self.path: Path | None = None
+        if isinstance(device, Path) or (isinstance(device, str) and os.sep in device):
+            self.path = Path(device)
+            self.values = _mapped(self.path, (rows, *self.shape), dtype)
+        else:
+            self.values = torch.zeros((rows, *self.shape), dtype=dtype, device=device)
+        self.device = self.values.device
+        self.scale = torch.ones(rows, device=self.device) if dtype == torch.int8 else None
+        self.visits = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        self._common = torch.zeros_like(self.visits)  # visits at the last synchronize
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.visits.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def describe(self) -> dict[str, Any]:
+        """What makes two memories the same kind, in JSON's terms."""
+        crops = None if self.augment is None else repr(self.augment)
+        return {"samples": self.samples, "shape": list(self.shape), "dtype": DTYPES[self.dtype], "augment": crops}
+
+    def __repr__(self) -> str:
+        place = f"device={self.device}" if self.path is None else f"file={self.path.name}"
+        shard = "" if self.world == 1 else f", rank={self.rank}, world={self.world}"
+        crops = "" if self.augment is None else f", augment={self.augment}"
+        shown = f"samples={self.samples}, shape={self.shape}, dtype={DTYPES[self.dtype]}, {place}"
+        return f"PerturbationMemory({shown}{crops}{shard})"
+
+    # ------------------------------------------------------------------------------------------ one batch
+
+    def visit(self, index: Tensor, x: Tensor, moves: Tensor | None = None) -> Visit:
+        """The rows `index` (B,) for the clean batch x (B, ...), moved by `moves` (B, 3) where the data set augments.
+
+        A context manager: what :class:`Visit` changes is in the memory when the block ends.
+
+        Raises:
+            TypeError, ValueError: the index is no int64 (B,), out of range, twice in the batch or on another rank; x is
+                not of the memory's shape; moves without an augmentation, or none with one.
+        """
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"expected samples of shape {self.shape}, got a batch of {tuple(x.shape)}")
+        if (moves is None) != (self.augment is None):
+            have = "has no augment" if self.augment is None else f"follows {self.augment}"
+            raise ValueError(f"the memory {have}, got moves {'None' if moves is None else tuple(moves.shape)}")
+        rows = self._rows(index, len(x))
+        if moves is None and x.device == self.device:
+            return Visit(self.values, self.scale, rows)
+        return _Staged(self, rows, x.device, moves)
+
+    def _rows(self, index: Tensor, batch: int) -> Tensor:
+        """Checked indices, as rows of `values`; visits counted."""
+        if not isinstance(index, Tensor) or index.dtype != torch.int64:
+            raise TypeError(f"index must be an int64 tensor, got {getattr(index, 'dtype', type(index).__name__)}")
+        if index.shape != (batch,):
+            raise ValueError(f"index must have shape ({batch},), one for each sample, got {tuple(index.shape)}")
+        index = index.to(self.device)
+        if batch:
+            low, high = index.aminmax()
+            check(
+                (low >= 0) & (high < self.samples),
+                lambda: f"index must lie in 0..{self.samples - 1}, got {low.item()}..{high.item()}",
+            )
+            last = self._first + len(self)
+            check(
+                (low >= self._first) & (high < last),
+                lambda: (
+                    f"rank {self.rank} keeps samples {self._first}..{last - 1}, got {low.item()}..{high.item()}: use "
+                    "ShardedSampler, or a whole memory on each rank and synchronize()"
+                ),
+            )
+            ordered = index.sort().values
+            check(
+                (ordered[1:] != ordered[:-1]).all(), lambda: "a sample is in the batch twice; each needs its own turn"
+            )
+        rows = index - self._first
+        self.visits[rows] += 1
+        return rows
+
+    def read(self, index: Tensor) -> Tensor:
+        """u (B, ...) of these samples in float32, on the memory's device; for pictures and tests."""
+        if len(index) and not bool(((index >= self._first) & (index < self._first + len(self))).all()):
+            raise ValueError(f"index must lie in {self._first}..{self._first + len(self) - 1}")
+        return self._read(index.to(self.device) - self._first)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        u = remembered(self.values.view(len(self), -1), self.scale, rows, torch.float32)
+        return u.view(len(rows), *self.shape)
+
+    @contextlib.contextmanager
+    def kept(self, index: Tensor) -> Iterator[None]:
+        """These samples' state is after the block what it was before, for a trial step."""
+        rows = index.to(self.device) - self._first
+        saved = {name: t[rows] for name, t in self._state().items()}
+        try:
+            yield
+        finally:
+            for name, t in self._state().items():
+                t[rows] = saved[name]
+
+    def reset(self) -> None:
+        """Forget every perturbation."""
+        self.values.zero_()
+        self.visits.zero_()
+        self._common.zero_()
+        if self.scale is not None:
+            self.scale.fill_(1)
+
+    # ------------------------------------------------------------------------------------------ several processes
+
+    def synchronize(self) -> None:
+        """Bring whole memories on all ranks together, after an epoch whose sampler spread samples over ranks anew.
+
+        Each sample's row comes from the rank that visited it since the last call (the lowest of several). Cost: one
+        all-reduce of the whole memory, samples x entries x bytes; a sharded memory needs none. Collective: every rank
+        calls it. Without torch.distributed, or with one process, nothing happens.
+        """
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        if self.world != 1:
+            raise ValueError("a sharded memory has nothing to synchronize: each sample has one rank")
+        rank, world = dist.get_rank(), dist.get_world_size()
+        fresh = self.visits - self._common
+        claim = torch.where(fresh > 0, world - rank, 0).to(torch.int32)
+        winner = claim.clone()
+        dist.all_reduce(winner, dist.ReduceOp.MAX)
+        # Rows that nobody visited are the same everywhere: rank 0 hands them round with the others.
+        mine = (claim == winner) & (winner > 0) if rank else (claim == winner)
+        dist.all_reduce(fresh)
+        self.visits.copy_(self._common + fresh)
+        self._common.copy_(self.visits)
+        step = max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
+        for begin in range(0, len(self), step):
+            block, keep = self.values[begin : begin + step], mine[begin : begin + step]
+            block[~keep] = 0
+            dist.all_reduce(block)
+        if self.scale is not None:
+            self.scale[~mine] = 0
+            dist.all_reduce(self.scale)
+
+    # ------------------------------------------------------------------------------------------ files
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's rows to `folder` as safetensors files of up to 1 GiB."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        step = max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
+        for number, begin in enumerate(range(0, len(self), step)):
+            part = {name: t[begin : begin + step].contiguous() for name, t in self._state().items()}
+            save_file(
+                part, str(folder / f"rows-{number:05d}.safetensors"), {k: str(v) for k, v in self._label().items()}
+            )
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote, bit for bit; ValueError where it was another kind of memory."""
+        from safetensors import SafetensorError, safe_open
+
+        step = max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
+        label = self._label()
+        for number, begin in enumerate(range(0, len(self), step)):
+            path = folder / f"rows-{number:05d}.safetensors"
+            try:
+                with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+                    if file.metadata() != label:
+                        raise ValueError(f"{path} holds another memory: expected {label}, got {file.metadata()}")
+                    for name, t in self._state().items():
+                        t[begin : begin + step].copy_(file.get_tensor(name))
+            except (SafetensorError, FileNotFoundError) as error:
+                raise ValueError(f"{path} is missing or damaged: {error}") from error
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {"values": self.values, "visits": self.visits, "common": self._common}
+        return state if self.scale is None else {**state, "scale": self.scale}
+
+    def _label(self) -> dict[str, str]:
+        return {name: str(v) for name, v in {**self.describe(), "rank": self.rank, "world": self.world}.items()}
+
+
+class Visit:
+    """The perturbations of one batch: :meth:`start` gives the point for the gradient, :meth:`step` moves it.
+
+    Works in place on the memory's rows. The public way to it is :meth:`PerturbationMemory.visit`.
+    """
+
+    def __init__(self, values: Tensor, scale: Tensor | None, rows: Tensor):
+        self._values, self._scale, self._index = values, scale, rows
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def start(self, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
+        """clamp(x + eps u); :func:`soatfast.ops.replay_start`."""
+        return ops.replay_start(self._values, self._index, x, eps, scale=self._scale, bounds=bounds)
+
+    def step(
+        self,
+        g: Tensor,
+        x: Tensor,
+        p: float,
+        eps: float | Tensor,
+        gamma: float,
+        bounds: tuple[float, float],
+        in_box: bool = False,
+    ) -> Tensor:
+        """u' in the memory, clamp(x + v') returned; :func:`soatfast.ops.replay_step`."""
+        return ops.replay_step(
+            self._values, self._index, g, x, p, eps, gamma, scale=self._scale, bounds=bounds, in_box=in_box
+        )
+
+    def put(self, delta: Tensor, p: float, eps: float | Tensor) -> None:
+        """Remember delta (B, ...), of norm <= eps, as the batch's perturbation."""
+        radius = eps if isinstance(eps, Tensor) else torch.tensor(eps, dtype=delta.dtype, device=delta.device)
+        radius = radius.to(delta.dtype).reshape(-1, *(1,) * (delta.dim() - 1))
+        u = torch.where(radius > 0, delta / radius, 0.0).clamp(-1, 1)
+        _store(self._values, self._scale, self._index, u, p)
+
+
+class _Staged(Visit):
+    """A visit whose rows are copied: to another device, or into the frame of an augmented batch, and back."""
+
+    def __init__(self, memory: PerturbationMemory, rows: Tensor, device: torch.device, moves: Tensor | None):
+        u = memory._read(rows).to(device)
+        if moves is not None and memory.augment is not None:
+            u = memory.augment.apply(u, moves)
+        super().__init__(u.contiguous(), None, torch.arange(len(u), device=device))
+        self._memory, self._rows, self._moves = memory, rows, moves
+        self._p = math.inf
+
+    def step(self, g, x, p, eps, gamma, bounds, in_box=False):  # type: ignore[no-untyped-def]
+        self._p = p
+        return super().step(g, x, p, eps, gamma, bounds, in_box)
+
+    def put(self, delta: Tensor, p: float, eps: float | Tensor) -> None:
+        self._p = p
+        super().put(delta, p, eps)
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:
+            return
+        memory, u = self._memory, self._values
+        if self._moves is not None and memory.augment is not None:
+            u, seen = memory.augment.undo(u, self._moves)
+            # What a crop hides keeps its old value; the two parts together stay in an Linf ball, and other balls are
+            # kept by shrinking.
+            old = memory._read(self._rows).to(u.device)
+            u = torch.where(seen, u, old)
+            if self._p != math.inf:
+                norm = ops.lp_norm(u, self._p).view(-1, *(1,) * (u.dim() - 1))
+                u = u / norm.clamp_min(1)
+        _store(memory.values, memory.scale, self._rows, u.to(memory.device), self._p)
+
+
+def _store(values: Tensor, scale: Tensor | None, rows: Tensor, u: Tensor, p: float) -> None:
+    """u (B, ...) of norm <= 1 into the rows."""
+    remember(values.view(len(values), -1), scale, rows, u.reshape(len(u), -1), p)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A zeroed tensor in a new file; an old one is overwritten only if it has the size of such a memory."""
+    entries = math.prod(shape)
+    size = entries * dtype.itemsize
+    if path.exists() and (not path.is_file() or path.stat().st_size != size):
+        raise ValueError(f"{path} exists and is no memory of {size} bytes; give another path or remove it")
+    with path.open("wb") as file:
+        file.truncate(size)
+    return torch.from_file(str(path), shared=True, size=entries, dtype=dtype).view(shape)

@@ -1,0 +1,99 @@
+"""What `soatfast compare` can train and attack with: one row a method, one column an attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from soatfast.attacks import FGSM, PGD, FrankWolfe
+from soatfast.crops import CropFlip
+from soatfast.evaluate.autoattack import AutoAttack
+from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
+from soatfast.memory import PerturbationMemory
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is made for: the ball, and the training set."""
+
+    eps: float
+    samples: int
+    shape: tuple[int, ...]
+    p: float = math.inf
+    augment: CropFlip | None = None
+    classes: int = 10
+
+    def memory(self, dtype: torch.dtype = torch.int8) -> PerturbationMemory:
+        return PerturbationMemory(self.samples, self.shape, dtype, augment=self.augment)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison: how it is shown, and its loss."""
+
+    label: str
+    loss: Callable[[Task], Loss]
+
+
+def _pgd(steps: int) -> Callable[[Task], Loss]:
+    return lambda t: AdversarialTraining(PGD(eps=t.eps, p=t.p, steps=steps, mode="keep"))
+
+
+def _fgsm(t: Task) -> Loss:
+    """One step of 1.25 eps from a random start (Wong, Rice and Kolter 2020)."""
+    return AdversarialTraining(PGD(eps=t.eps, p=t.p, steps=1, step_size=1.25 * t.eps, mode="keep"))
+
+
+def _replay(steps: int, dtype: torch.dtype = torch.int8) -> Callable[[Task], Loss]:
+    return lambda t: AdversarialTraining(FrankWolfe(eps=t.eps, p=t.p, steps=steps, mode="keep"), memory=t.memory(dtype))
+
+
+def _atta(steps: int) -> Callable[[Task], Loss]:
+    return lambda t: AdversarialTraining(PGD(eps=t.eps, p=t.p, steps=steps, mode="keep"), memory=t.memory())
+
+
+# mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
+# For a model that has one, `suited` makes it "eval".
+METHODS: dict[str, Method] = {
+    "standard": Method("standard", lambda t: CrossEntropy()),
+    "pgd10": Method("PGD-10 training", _pgd(10)),
+    # Four fifths of a digit's pixels are 0: half of the ball around them is out of the box, so v is sought in both.
+    "scorpio": Method(
+        "SCORPIO FE(3), ball and box",
+        lambda t: SCORPIO(
+            eps=t.eps, p=t.p, steps=3, h=1.0, strength=1.05, init="lmo", in_box=t.p == math.inf, mode="keep"
+        ),
+    ),
+    "pgd4": Method("PGD-4 training", _pgd(4)),
+    "scorpio-ball": Method(
+        "SCORPIO FE(3), the paper's",
+        lambda t: SCORPIO(eps=t.eps, p=t.p, steps=3, h=1.05, strength=1.05, mode="keep"),
+    ),
+    "replay": Method("FW replay, 1 step", _replay(1)),
+    "replay2": Method("FW replay, 2 steps", _replay(2)),
+    "replay-float32": Method("FW replay, 1 step, float32", _replay(1, torch.float32)),
+    "fgsm": Method("FGSM, random start", _fgsm),
+    "pgd2": Method("PGD-2 training", _pgd(2)),
+    "atta": Method("PGD replay, 1 step (ATTA)", _atta(1)),
+    "scorpio-replay": Method(
+        "SCORPIO replay, 1 step",
+        lambda t: SCORPIO(eps=t.eps, p=t.p, steps=1, strength=1.05, mode="keep", memory=t.memory()),
+    ),
+}
+DEMO = ("standard", "pgd10", "scorpio", "pgd4", "replay")
+BASELINE = "pgd10"
+"""The method whose training time is 1 in the column of speed-ups."""
+
+ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
+    "clean": ("clean %", lambda t: None),
+    "fgsm": ("FGSM %", lambda t: FGSM(eps=t.eps, p=t.p)),
+    "pgd40": ("PGD-40 %", lambda t: PGD(eps=t.eps, p=t.p, steps=40)),
+    "quadratic": ("quadratic %", lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3)),
+    "autoattack": ("AutoAttack %", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes)),
+}
+"""Evaluation columns: key -> (header, attack)."""
+QUICK = ("clean", "fgsm", "pgd40", "quadratic")

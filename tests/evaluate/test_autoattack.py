@@ -1,0 +1,69 @@
+"""The adapter of torchattacks' AutoAttack: in the ball, at least as strong as PGD, the model left as it was."""
+
+import builtins
+import math
+
+import pytest
+import torch
+
+from soatfast.attacks import PGD
+from soatfast.evaluate.accuracy import accuracy
+from soatfast.evaluate.autoattack import AutoAttack
+from tests.nets import batch, conv_net
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Square with 100 queries in place of 5 000."""
+    torchattacks = pytest.importorskip("torchattacks")
+    make = torchattacks.AutoAttack.__init__
+
+    def fewer(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        self._autoattack.attacks[-1].n_queries = 100
+
+    monkeypatch.setattr(torchattacks.AutoAttack, "__init__", fewer)
+
+
+@pytest.mark.parametrize("p", [2, math.inf])
+def test_stronger_than_pgd_and_inside(small, p):
+    model = conv_net().train()
+    x, y = batch(6, (3, 8, 8), 5, torch.float32)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    model.train()
+    eps = 0.5 if p == 2 else 0.03
+    attack = AutoAttack(eps=eps, p=p, classes=5)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    x_adv = attack(model, x, y)
+    assert model.training and all(q.requires_grad for q in model.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert not x_adv.requires_grad and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert (x_adv - x).flatten(1).norm(p, dim=1).max() <= eps * 1.0001
+    auto, pgd = (accuracy(model, (x, y), a).accuracy for a in (attack, PGD(eps=eps, p=p, steps=10)))
+    assert auto <= pgd and auto < 1
+    assert torch.equal(attack(model, x, y), x_adv), "the seed fixes it"
+
+
+def test_an_empty_batch_and_bad_arguments():
+    assert len(AutoAttack()(conv_net(), torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))) == 0
+    with pytest.raises(ValueError, match="p = 2"):
+        AutoAttack(p=1)
+    with pytest.raises(ValueError, match="4 classes"):
+        AutoAttack(classes=3)
+    with pytest.raises(ValueError, match="eps"):
+        AutoAttack(eps=-1.0)
+
+
+def test_without_torchattacks_the_message_says_what_to_do(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name == "torchattacks":
+            raise ImportError("no such package")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    x, y = batch(2, (3, 8, 8), 5, torch.float32)
+    with pytest.raises(ImportError, match="pip install --no-deps torchattacks"):
+        AutoAttack(classes=5)(conv_net(), x, y)
