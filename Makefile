@@ -8,13 +8,14 @@ PYTEST  = OMP_NUM_THREADS=1 $(RUN) pytest -q
 NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
                 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: help setup nvcc demo compare test lint bench gpu-check doctor clean
+.PHONY: help setup nvcc demo compare study test lint bench gpu-check doctor clean
 help:
-	@echo "make demo       train the four models of the README on real digits, write runs/demo"
+	@echo "make demo       train the five models of the README on real digits, write runs/demo"
 	@echo "make test       run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time the ops and attacks against their baselines, print the ratios"
 	@echo "make compare    the README's table: the demo with three seeds, and the SCORPIO of the paper"
+	@echo "make study      training with a memory against PGD training: docs/replay.md, about two hours"
 	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
 	@echo "make doctor     versions, devices, and which kernel serves each op"
 
@@ -43,6 +44,11 @@ demo: setup
 compare: setup
 	$(VENV)/bin/soatfast compare --seeds 3 --run-dir runs/compare \
 	  --methods standard pgd10 scorpio pgd4 scorpio-ball
+
+# The seconds of its trainings compare only on a machine that does nothing else.
+study: setup
+	$(RUN) benchmarks.replay_study
+	$(RUN) benchmarks.memory_rate
 
 test: setup
 	$(PYTEST) -n 2 tests/ops/triton/test_aot.py

@@ -305,7 +305,7 @@ class Visit:
 
     def put(self, delta: Tensor, p: float, eps: float | Tensor) -> None:
         """Remember delta (B, ...), of norm <= eps, as the batch's perturbation."""
-        radius = eps if isinstance(eps, Tensor) else torch.tensor(eps, dtype=delta.dtype, device=delta.device)
+        radius = eps if isinstance(eps, Tensor) else torch.full((), eps, dtype=delta.dtype, device=delta.device)
         radius = radius.to(delta.dtype).reshape(-1, *(1,) * (delta.dim() - 1))
         u = torch.where(radius > 0, delta / radius, 0.0).clamp(-1, 1)
         _store(self._values, self._scale, self._index, u, p)

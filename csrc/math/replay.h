@@ -73,7 +73,8 @@ SOATFAST_HD void replay_step_row(
     const Team& team, int64_t n, const ReplayRow<S, M> row, const ReplayStep<S> step, S eps) {
   constexpr bool kByTop = std::is_same_v<M, int8_t> && P != Order::kInf;
   const S old_scale = row.scale == nullptr ? S(1) : static_cast<S>(*row.scale);
-  const S inverse = eps > S(0) ? S(1) / eps : S(0);
+  // A radius so small that 1 / eps overflows counts as none: 0 times infinity would stay in the memory as NaN.
+  const S inverse = eps > S(0) && S(1) / eps < static_cast<S>(HUGE_VAL) ? S(1) / eps : S(0);
   const auto gradient = [=](int64_t i) SOATFAST_BODY {
     return P == Order::kInf ? row.g[i] : finite(row.g[i]);  // a sign needs no finite number: NaN has none
   };

@@ -165,7 +165,7 @@ def _evaluate(
         if found["asked"] == asked:
             correct = torch.tensor(found["correct"])
             return AccuracyResult(int(correct.sum()) / len(correct), correct, *found["rest"])
-    result = accuracy(model, samples, attack)
+    result = accuracy(model, samples, attack, batch_size=1000)  # each of its attacks shrinks the batch to the survivors
     rest = [result.attacked, result.passes, result.seconds]
     checkpoint.write_json(kept, {"asked": asked, "correct": result.correct.tolist(), "rest": rest})
     return result

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 
 from soatfast.crops import CropFlip
 from soatfast.gradients import count_passes
@@ -25,10 +25,12 @@ from soatfast.memory import PerturbationMemory
 from soatfast.train import checkpoint
 from soatfast.train.data import Batch, Batches, Data
 from soatfast.train.errors import UserError
+from soatfast.train.guard import OverfittingGuard
 from soatfast.train.indexed import check_unchanging
 from soatfast.train.progress import Progress
 
 _LEAST = (("epochs", 1), ("batch_size", 1), ("eps_ramp_epochs", 0), ("seed", 0), ("crop_padding", 0))
+_GUARD = (("guard", 0), ("guard_steps", 1))
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,13 @@ class TrainConfig:
     """Random crops by up to so many pixels each way, after zero padding."""
     flip: bool = False
     """Random horizontal flips."""
+    guard: int = 0
+    """Watch so many training samples for catastrophic overfitting after every epoch; 0: no. See OverfittingGuard."""
+    guard_steps: int = 3
+    """Attack steps of the epoch after an alarm, where the loss has fewer."""
 
     def __post_init__(self) -> None:
-        for name, low in _LEAST:
+        for name, low in _LEAST + _GUARD:
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
@@ -102,7 +108,7 @@ class TrainConfig:
 class TrainResult:
     """seconds: of training steps alone, over all sittings. passes: counted on one step (fields of Passes).
 
-    history: one dict per epoch with epoch, loss (mean over its steps), eps, lr and seconds.
+    history: one dict per epoch with epoch, loss (mean over its steps), eps, lr, seconds and the guard's reading.
     """
 
     seconds: float
@@ -120,14 +126,18 @@ class _State:
     passes: dict[str, int] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
+    guard: OverfittingGuard | None = None
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("epoch", "seconds", "passes", "history")}
-        return {**values, "generators": [g.get_state() for g in self.generators]}
+        guard = None if self.guard is None else self.guard.state_dict()
+        return {**values, "generators": [g.get_state() for g in self.generators], "guard": guard}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("epoch", "seconds", "passes", "history"):
             setattr(self, name, state[name])
+        if self.guard is not None:
+            self.guard.load_state_dict(state["guard"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
 
@@ -184,7 +194,8 @@ def train(
     batches = Batches(
         data.train, config.batch_size, config.seed, accelerator.device, rank, world, config.augment, shards
     )
-    state = _State(generators=list(checkpoint.generators(loss)))
+    guard = _guard(loss, data, config, accelerator)
+    state = _State(generators=list(checkpoint.generators(loss)), guard=guard)
     saved = checkpoint.checkpoints(folder)
     if not saved:
         if memory is not None:
@@ -202,7 +213,7 @@ def train(
             progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
         progress.begin(config.epochs, len(batches), state.epoch)
         for epoch in range(state.epoch, config.epochs):
-            row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress)
+            row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress, guard)
             state.epoch = epoch + 1
             state.seconds += row["seconds"]
             state.history.append(row)
@@ -230,8 +241,12 @@ def _epoch(
     config: TrainConfig,
     epoch: int,
     progress: Progress,
+    guard: OverfittingGuard | None,
 ) -> dict[str, Any]:
     loss = _with_fraction(loss, config.eps_fraction(epoch))
+    attack = getattr(loss, "attack", None)
+    if guard is not None and guard.alarmed and attack is not None:
+        loss = loss.with_steps(max(attack.steps, config.guard_steps))
     total = torch.zeros((), device=accelerator.device)
     _synchronize(accelerator.device)
     start = time.perf_counter()
@@ -248,16 +263,18 @@ def _epoch(
     memory = getattr(loss, "memory", None)
     if memory is not None and memory.world == 1:
         memory.synchronize()
+    reading = None if guard is None else guard.check(model, epoch + 1, _eps(loss))
     _synchronize(accelerator.device)
     seconds = time.perf_counter() - start
     mean = float(accelerator.reduce(total, "mean")) / len(batches)
-    return {
+    row = {
         "epoch": epoch + 1,
         "loss": mean,
         "eps": checkpoint.describe(_eps(loss)),
         "lr": lr,
         "seconds": seconds,
     }
+    return row if reading is None else {**row, "guard": dataclasses.asdict(reading)}
 
 
 def _count(
@@ -330,6 +347,19 @@ def _options(model: nn.Module, loss: Loss, data: Data, config: TrainConfig, proc
         "data": {"name": data.name, "samples": samples, "shape": list(data.shape)},
         "processes": processes,
     }
+
+
+def _guard(loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerator) -> OverfittingGuard | None:
+    """The guard on the first training samples, as stored; None where it is not wanted."""
+    if not config.guard:
+        return None
+    attack = getattr(loss, "attack", None)
+    if attack is None or not hasattr(attack, "steps"):
+        raise ValueError(f"guard needs a loss whose attack has steps, got {loss}")
+    samples = min(config.guard, len(data.train))  # type: ignore[arg-type]
+    x, y = default_collate([data.train[i] for i in range(samples)])
+    device = accelerator.device
+    return OverfittingGuard(x.to(device), y.to(device), attack, warn=accelerator.is_main_process)
 
 
 def _synchronize(device: torch.device) -> None:

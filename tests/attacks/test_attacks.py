@@ -223,7 +223,7 @@ def test_bad_fields(cls, fields, error, message):
         (lambda: FrankWolfe(scheme="euler"), ValueError, "scheme must be"),
         (lambda: FrankWolfe(init="zero"), ValueError, "init must be"),
         (lambda: FrankWolfe(h=0.0), ValueError, "h must be finite and > 0"),
-        (lambda: FrankWolfe(h="1"), TypeError, "h must be a number, got str"),
+        (lambda: FrankWolfe(h="1"), TypeError, "h must be a number or None, got str"),
         (lambda: FrankWolfe(p=2, in_box=True), ValueError, "in_box needs p = math.inf"),
     ],
 )

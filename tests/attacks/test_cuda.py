@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from soatfast.attacks import FrankWolfe
 from soatfast.gradients import count_passes
 from soatfast.losses import SCORPIO
+from soatfast.memory import PerturbationMemory
 from tests.attacks.test_attacks import ATTACKS, DETERMINISTIC, name
 from tests.nets import batch, conv_net, relu_net
 
@@ -44,3 +46,30 @@ def test_training_step_leaves_the_model_in_its_mode(mode):
     SCORPIO(eps=0.1, mode=mode)(model, x.cuda(), y.cuda()).backward()
     assert all(m.training for m in model.modules())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_replay_equals_the_cpu_and_never_waits(dtype, no_synchronisation):
+    model, (x, y) = relu_net(torch.float32), batch(dtype=torch.float32)
+    index = torch.arange(len(x)).flip(0)
+    memories = [PerturbationMemory(len(x), x.shape[1:], dtype, device) for device in ("cpu", "cuda")]
+    attack = FrankWolfe(eps=0.1, steps=2)
+    for _ in range(3):
+        expected = attack.replay(model.cpu(), x, y, memories[0], index)
+        on_gpu = model.cuda(), x.cuda(), y.cuda(), memories[1], index.cuda()
+        attack.replay(*on_gpu[:3], PerturbationMemory(len(x), x.shape[1:], dtype, "cuda"), on_gpu[4])  # compiles
+        no_synchronisation()
+        x_adv = attack.replay(*on_gpu)
+        torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(x_adv.cpu(), expected, rtol=0, atol=1e-5)
+    u = [memory.read(index).cpu() for memory in memories]
+    torch.testing.assert_close(*u, rtol=0, atol=1.5 / 127)
+
+
+def test_a_memory_on_the_cpu_serves_a_gpu_batch():
+    model, (x, y) = relu_net(torch.float32).cuda(), batch(dtype=torch.float32)
+    memories = [PerturbationMemory(len(x), x.shape[1:], torch.float32, device) for device in ("cpu", "cuda")]
+    index = torch.arange(len(x), device="cuda")
+    for _ in range(2):
+        a, b = (FrankWolfe(eps=0.1, steps=1).replay(model, x.cuda(), y.cuda(), m, index) for m in memories)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -4,15 +4,18 @@ import dataclasses
 import json
 import os
 import shutil
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from soatfast.attacks import PGD, FrankWolfe
+from soatfast.gradients import InputGradient
 from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
 from soatfast.memory import PerturbationMemory
 from soatfast.train import RunFolderError, TrainConfig, UserError, checkpoint, train
+from soatfast.train.guard import OverfittingGuard
 from soatfast.train.progress import Progress
 from tests.train.conftest import make_data, make_model, same, weights
 
@@ -360,3 +363,43 @@ def test_augmented_training_moves_every_loss_alike(tmp_path):
     assert not same(plain, moved)
     interrupted(tmp_path / "cut", Interrupt(step=6), CrossEntropy(), CROPS)
     assert same(moved, resumed(tmp_path / "cut", CrossEntropy(), CROPS)[1])
+
+
+# ---------------------------------------------------------------------------------------------- guard
+
+
+class Alarming(OverfittingGuard):
+    """Fires after the first epoch, whatever it sees, and is silent after that."""
+
+    def check(self, model, epoch, eps=None):
+        reading = super().check(model, epoch, eps)
+        self.alarmed = epoch == 1
+        return dataclasses.replace(reading, fired=self.alarmed)
+
+
+GUARDED = dataclasses.replace(CONFIG, guard=10)
+
+
+def test_an_alarm_gives_the_next_epoch_more_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("soatfast.train.trainer.OverfittingGuard", Alarming)
+    with mock.patch.object(InputGradient, "gradient", autospec=True, side_effect=InputGradient.gradient) as gradient:
+        result, expected = whole(tmp_path / "whole", AdversarialTraining(PGD(eps=0.1, steps=1)), GUARDED)
+    training = [call for call in gradient.call_args_list if len(call.args[1]) == 10 and call.args[0].mode == "eval"]
+    readings = 2 * 3  # two gradients each; the linearity of this model leaves PGD out
+    assert len(training) == 1 + 4 + 3 * 4 + 4 + readings  # the counting step, then 1, 3 and 1 steps for 4 batches
+    assert [row["guard"]["fired"] for row in result.history] == [True, False, False]
+    loss = AdversarialTraining(PGD(eps=0.1, steps=1))
+    interrupted(tmp_path / "cut", Interrupt(epoch=1), loss, GUARDED)
+    assert same(expected, resumed(tmp_path / "cut", loss, GUARDED)[1]), "the alarm is remembered"
+
+
+def test_a_silent_guard_changes_nothing_but_the_history(tmp_path):
+    plain, first = whole(tmp_path / "plain")
+    watched, second = whole(tmp_path / "watched", config=GUARDED)
+    assert same(first, second)
+    assert "guard" not in plain.history[0] and 0 <= watched.history[2]["guard"]["one_step_accuracy"] <= 1
+
+
+def test_a_guard_needs_an_attack(tmp_path):
+    with pytest.raises(ValueError, match="guard needs a loss whose attack has steps"):
+        whole(tmp_path, CrossEntropy(), GUARDED)

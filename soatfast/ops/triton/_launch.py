@@ -1,9 +1,9 @@
 """Host side of the kernels: tile sizes, per-sample tensors, device guard, and what a compiler must know.
 
 Parameter names carry the types, so that a kernel's own signature is enough to compile it ahead of time:
-``*_ptr`` is a pointer to the storage dtype (to the accumulation dtype for the per-sample ones, to one of their own for
-``index_ptr``, ``scale_ptr`` and what the caller names), ``*_bits`` a number as in :mod:`._math`, upper case a constexpr,
-anything else an integer.
+``*_ptr`` is a pointer to the storage dtype (to the accumulation dtype for the per-sample ones; ``index_ptr``,
+``scale_ptr`` and those that the caller names have a dtype of their own), ``*_bits`` a number as in :mod:`._math`,
+upper case a constexpr, anything else an integer.
 """
 
 from __future__ import annotations

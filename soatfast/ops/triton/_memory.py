@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._math import clamp, divide, sign
+from ._math import clamp, reciprocal, sign
 from ._row import INF, positive_or_one
 
 _STEP = tl.constexpr(1 / 127)
@@ -50,13 +50,32 @@ def recall(memory_ptr, scale, offs, mask, ACC: tl.constexpr):
 
 
 @triton.jit
+def _quotient(a, b):
+    """a / b, correctly rounded where it is 1 or more: :func:`.divide` for one b > 0 and many a, |a| <= 127 b.
+
+    Without the branches of a float32 division, around which registers spill: two corrections by the exact residual
+    (Markstein), which a power of two keeps from underflow.
+    """
+    if a.dtype == tl.float64:
+        q = a / b
+    else:
+        lift = tl.where(b < 1e-30, 1.2676506002282294e30, 1.0).to(tl.float32)  # 2^100
+        a, b = a * lift, b * lift
+        inverse = reciprocal(b)
+        q = a * inverse
+        q = tl.fma(tl.fma(-q, b, a), inverse, q)
+        q = tl.fma(tl.fma(-q, b, a), inverse, q)
+    return q
+
+
+@triton.jit
 def remember(memory_ptr, offs, u, top, mask, NORM: tl.constexpr, ACC: tl.constexpr):
     """Write a tile u to the row at memory_ptr. top = max|u| of the row, in float32, for int8 and p < inf."""
     if memory_ptr.dtype.element_ty == tl.int8:
         if NORM == INF:
             u = u * 127 + sign(u) * 0.5
         else:
-            u = divide(u * 127, positive_or_one(top).to(u.dtype))
+            u = _quotient(u * 127, positive_or_one(top).to(u.dtype))
         u = clamp(u, -127.0, 127.0)  # the conversion truncates
     elif memory_ptr.dtype.element_ty == tl.bfloat16:
         # Rounded by hand, as a conversion rounds to nearest on a GPU and truncates in the interpreter.
