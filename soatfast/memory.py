@@ -176,7 +176,7 @@ class PerturbationMemory:
         return self._read(index.to(self.device) - self._first)
 
     def _read(self, rows: Tensor) -> Tensor:
-        u = remembered(self.values.view(len(self), -1), self.scale, rows, torch.float32)
+        u = remembered(self.values.flatten(1), self.scale, rows, torch.float32)
         return u.view(len(rows), *self.shape)
 
     @contextlib.contextmanager
@@ -240,9 +240,7 @@ class PerturbationMemory:
         step = max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
         for number, begin in enumerate(range(0, len(self), step)):
             part = {name: t[begin : begin + step].contiguous() for name, t in self._state().items()}
-            save_file(
-                part, str(folder / f"rows-{number:05d}.safetensors"), {k: str(v) for k, v in self._label().items()}
-            )
+            save_file(part, str(folder / f"rows-{number:05d}.safetensors"), self._label())
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote, bit for bit; ValueError where it was another kind of memory."""
@@ -317,6 +315,7 @@ class _Staged(Visit):
     def __init__(self, memory: PerturbationMemory, rows: Tensor, device: torch.device, moves: Tensor | None):
         u = memory._read(rows).to(device)
         if moves is not None and memory.augment is not None:
+            moves = moves.to(device)
             u = memory.augment.apply(u, moves)
         super().__init__(u.contiguous(), None, torch.arange(len(u), device=device))
         self._memory, self._rows, self._moves = memory, rows, moves
@@ -348,7 +347,7 @@ class _Staged(Visit):
 
 def _store(values: Tensor, scale: Tensor | None, rows: Tensor, u: Tensor, p: float) -> None:
     """u (B, ...) of norm <= 1 into the rows."""
-    remember(values.view(len(values), -1), scale, rows, u.reshape(len(u), -1), p)
+    remember(values.flatten(1), scale, rows, u.flatten(1), p)
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

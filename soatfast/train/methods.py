@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from soatfast.attacks import FGSM, PGD, FrankWolfe
 from soatfast.crops import CropFlip
@@ -28,7 +29,8 @@ class Task:
     classes: int = 10
 
     def memory(self, dtype: torch.dtype = torch.int8) -> PerturbationMemory:
-        return PerturbationMemory(self.samples, self.shape, dtype, augment=self.augment)
+        """Where the training will run."""
+        return PerturbationMemory(self.samples, self.shape, dtype, PartialState().device, augment=self.augment)
 
 
 @dataclass(frozen=True)

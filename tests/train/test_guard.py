@@ -132,6 +132,15 @@ def test_the_alarm_lasts_until_recovery():
     assert [fired(round(20 * s), guard) for s in shares] == [False, False, True, True, True, False, False]
 
 
+def test_by_default_survival_does_not_end_an_alarm():
+    guard = guard_of(*probe())
+    assert guard.check(Valley(), 0).fired
+    guard.x, guard.y = probe(18, 2)
+    guard.align = 1.5
+    reading = guard.check(Valley(), 1)
+    assert reading.survival == pytest.approx(0.9) and reading.fired
+
+
 def test_alignment_ends_an_alarm():
     guard = guard_of(*probe())
     assert guard.check(Valley(), 0).fired

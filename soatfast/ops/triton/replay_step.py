@@ -9,8 +9,6 @@ An index outside the memory is undefined here, as in :mod:`.replay_start`.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -28,9 +26,9 @@ def _step(g, u, x, offs, stats, numbers, NORM: tl.constexpr, IN_BOX: tl.constexp
     """(u', x + v') of a clean tile g, elementwise in the row's statistics. 2 x [BLOCK]"""
     m, total, first = stats
     eps, inverse_eps, gamma, lower, upper, power, root = numbers
+    s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
     low, high = lower - x, upper - x
     v = clamp(eps * u, low, high)
-    s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
     if IN_BOX:
         s = clamp(s, low, high)
     v = clamp(v + gamma * (s - v), low, high)
@@ -138,7 +136,7 @@ def replay_step_kernel(
 
 
 def constexprs(entries: int, dtype: torch.dtype, p: float, in_box: bool = False) -> Constexprs:
-    return {"NORM": norm_kind(p), "IN_BOX": in_box, **tile(entries, dtype, 3 if p < math.inf else 2)}
+    return {"NORM": norm_kind(p), "IN_BOX": in_box, **tile(entries, dtype, 3)}
 
 
 def replay_step(

@@ -11,9 +11,11 @@ import math
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from soatfast.ops.constants import INIT_LMO, INIT_RAW, INIT_SCALED  # noqa: E402
+from soatfast.ops.contract import MEMORY_DTYPES  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARCHITECTURES = (80, 90, 100)
@@ -41,22 +44,34 @@ REGISTERS: dict[str, dict[float, tuple[int, int]]] = {
     "project exact": {1: (96, 40), 2: (96, 48)},
     "pgd_step": {1: (72, 48), 2: (72, 48), math.inf: (56, 40)},
     "pgd_step exact": {1: (96, 48), 2: (104, 48)},
+    "replay_start": {math.inf: (48, 32)},
+    "replay_step": {1: (80, 48), 2: (120, 48), 3: (104, 72), math.inf: (80, 40)},
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One set of constexprs of an op, with the loads and stores of an entry that the kernel budget allows."""
+    """One set of constexprs of an op, with the loads and stores of an entry that the kernel budget allows.
+
+    Of the replay ops' memory, whose dtype is not the batch's, ``test_replay_budget`` counts the accesses: they are not
+    in ``loads`` and ``stores``. ``replay_start`` has no p: it is written as inf here, as it reads once.
+    """
 
     op: str
     p: float
     options: dict[str, Any] = field(default_factory=dict)
     loads: int = 1
     stores: int = 1
+    memory: torch.dtype | None = None
 
     @property
     def name(self) -> str:
-        return "-".join([self.op, f"p{self.p:g}", *(f"{k}{int(v)}" for k, v in self.options.items())])
+        kind = [] if self.memory is None else [str(self.memory).removeprefix("torch.")]
+        return "-".join([self.op, f"p{self.p:g}", *kind, *(f"{k}{int(v)}" for k, v in self.options.items())])
+
+    def made(self, module: ModuleType, entries: int, dtype: torch.dtype) -> dict[str, Any]:
+        order = () if self.op == "replay_start" else (self.p,)
+        return module.constexprs(entries, dtype, *order, **self.options)
 
 
 def _variants() -> Iterator[Variant]:
@@ -77,7 +92,16 @@ def _variants() -> Iterator[Variant]:
             yield Variant("pgd_step", p, {"exact": exact}, 3, 1)
 
 
+def _replay_variants() -> Iterator[Variant]:
+    for memory in MEMORY_DTYPES:
+        yield Variant("replay_start", math.inf, {}, 1, 1, memory)
+        for p in (1.0, 2.0, 3.0, math.inf):
+            yield Variant("replay_step", p, {}, 2, 1, memory)
+        yield Variant("replay_step", math.inf, {"in_box": True}, 2, 1, memory)
+
+
 VARIANTS = tuple(_variants())
+REPLAY = tuple(_replay_variants())
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,7 @@ class Compiled:
     stack: int
     constexprs: dict[str, Any]
     warps: int
+    shared: int  # bytes of shared memory
 
     def accesses(self, kind: str) -> list[str]:
         """The PTX instructions of global ``ld`` or ``st``."""
@@ -100,21 +125,33 @@ def _compiled(
     capability: int,
     folder: Path,
     absent: tuple[str, ...] = ("eps_ptr", "alpha_ptr"),
+    debug: bool = False,
 ) -> Compiled:
     launch = importlib.import_module("soatfast.ops.triton._launch")
     module = importlib.import_module(f"soatfast.ops.triton.{variant.op}")
     kernel = getattr(module, f"{variant.op}_kernel")
-    constexprs = module.constexprs(entries, dtype, variant.p, **variant.options)
-    signature, values, attributes = launch.aot_source(kernel, dtype, constexprs, absent, unaligned=entries % 16 != 0)
+    constexprs = variant.made(module, entries, dtype)
+    own = None if variant.memory is None else {"memory_ptr": variant.memory}
+    if variant.memory != torch.int8:
+        absent = (*absent, "scale_ptr")
+    unaligned = entries % 16 != 0
+    signature, values, attributes = launch.aot_source(kernel, dtype, constexprs, absent, unaligned, own)
     warps = launch.warps(constexprs)
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    options = {"num_warps": warps, "debug": debug}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     path = folder / "kernel.cubin"
     path.write_bytes(binary.asm["cubin"])
     usage = subprocess.run([CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    return Compiled(binary.asm["ptx"], int(found[1]), int(found[2]), constexprs, warps)
+    shared = binary.metadata.shared
+    return Compiled(binary.asm["ptx"], int(found[1]), int(found[2]), constexprs, warps, shared)
+
+
+def _longest_on_chip(variant: Variant) -> int:
+    module = importlib.import_module(f"soatfast.ops.triton.{variant.op}")
+    return max(n for n in (4096, 8192, 16384) if variant.made(module, n, torch.float32)["ON_CHIP"])
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES, ids="sm_{}".format)
@@ -144,6 +181,61 @@ def test_float32_budget(variant: Variant, capability: int, tmp_path: Path) -> No
             assert len(loads) > variant.loads * per_operand, label
 
 
+# An access of 4 entries of the memory, and the scalars of a row: its index, and with int8 its scale.
+_OF_MEMORY = {torch.float32: ".v4.b32", torch.bfloat16: ".v2.b32", torch.int8: ".b32"}
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES, ids="sm_{}".format)
+@pytest.mark.parametrize("variant", REPLAY, ids=lambda v: v.name)
+def test_replay_budget(variant: Variant, capability: int, tmp_path: Path) -> None:
+    """No spill, registers, each operand once but in the passes that the module's head names; 4 entries an access."""
+    assert variant.memory is not None
+    on_chip, streaming = REGISTERS[variant.op][variant.p]
+    quantised = variant.memory == torch.int8
+    kind, scalars = _OF_MEMORY[variant.memory], int(quantised)
+    for entries in (*ON_CHIP, STREAMING) if capability == 90 else (ON_CHIP[-1], STREAMING):
+        made = _compiled(variant, entries, torch.float32, capability, tmp_path)
+        label = f"{variant.name} D={entries} sm_{capability}"
+        assert made.stack == 0, f"{label} spills {made.stack} bytes a thread"
+        budget = streaming if entries == STREAMING else on_chip
+        assert made.registers <= budget, f"{label}: {made.registers} registers, budget {budget}"
+        assert made.shared <= 4 * made.warps, f"{label}: {made.shared} bytes shared, more than reductions need"
+        once = made.constexprs["BLOCK"] // (made.warps * 32 * 4)  # accesses of a thread to an operand
+        of_batch, of_memory = variant.loads * once, once
+        if variant.p < math.inf and not made.constexprs["ON_CHIP"]:
+            of_batch += once  # the statistics of g
+            if quantised:
+                of_batch, of_memory = of_batch + 2 * once, 2 * once  # max|u'|
+        loads = Counter({".b64": 1, ".v4.b32": of_batch})  # .b64: the index
+        loads.update({kind: of_memory + scalars})
+        stores = Counter({".v4.b32": variant.stores * once})
+        if variant.op == "replay_step":
+            stores.update({kind: once + scalars})
+        assert Counter(access.removeprefix("ld.global") for access in made.accesses("ld")) == loads, label
+        assert Counter(access.removeprefix("st.global") for access in made.accesses("st")) == stores, label
+
+
+@pytest.mark.parametrize("variant", REPLAY, ids=lambda v: v.name)
+def test_replay_does_not_spill_elsewhere(variant: Variant, tmp_path: Path) -> None:
+    """In float64, in rows of odd length with a tensor of radii, and in the longest rows on chip."""
+    for dtype, entries, absent in (
+        (torch.float64, ON_CHIP[-1], ("eps_ptr",)),
+        (torch.float64, STREAMING, ("eps_ptr",)),
+        (torch.float32, 785, ()),
+        (torch.float32, _longest_on_chip(variant), ("eps_ptr",)),
+    ):
+        for capability in ARCHITECTURES if dtype == torch.float32 else (90,):
+            made = _compiled(variant, entries, dtype, capability, tmp_path, absent)
+            assert made.stack == 0, f"{dtype} D={entries} sm_{capability} spills {made.stack} bytes a thread"
+
+
+@pytest.mark.parametrize("op", ["replay_start", "replay_step"])
+def test_the_index_is_asserted_in_debug_builds_only(op: str, tmp_path: Path) -> None:
+    variant = Variant(op, math.inf, memory=torch.float32)
+    release, debug = (_compiled(variant, 784, torch.float32, 90, tmp_path, debug=flag) for flag in (False, True))
+    assert "__assertfail" in debug.ptx and "__assertfail" not in release.ptx
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS[::3], ids=lambda v: v.name)
 def test_other_dtypes_do_not_spill(variant: Variant, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -156,13 +248,7 @@ def test_other_dtypes_do_not_spill(variant: Variant, dtype: torch.dtype, tmp_pat
 @pytest.mark.parametrize("capability", ARCHITECTURES, ids="sm_{}".format)
 @pytest.mark.parametrize("variant", VARIANTS[::2], ids=lambda v: v.name)
 def test_longest_rows_on_chip_do_not_spill(variant: Variant, capability: int, tmp_path: Path) -> None:
-    module = importlib.import_module(f"soatfast.ops.triton.{variant.op}")
-    longest = max(
-        entries
-        for entries in (4096, 8192, 16384)
-        if module.constexprs(entries, torch.float32, variant.p, **variant.options)["ON_CHIP"]
-    )
-    assert _compiled(variant, longest, torch.float32, capability, tmp_path).stack == 0
+    assert _compiled(variant, _longest_on_chip(variant), torch.float32, capability, tmp_path).stack == 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS[::4], ids=lambda v: v.name)
