@@ -24,12 +24,12 @@ ENTRIES = 3072  # a CIFAR sample
 
 _ODD_SIZES = """
 import torch
-from soatfast.testing import OPS, op_cases
+from soatfast.testing import OPS, dtypes, op_cases
 
 for op in OPS:
     kernel = getattr(torch.ops.soatfast, op)
     for case in op_cases(op, ((1, 1), (3, 33), (2, 785), (1, 4097), (1, 20003)))[::3]:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in {torch.float32, torch.bfloat16} & set(dtypes(op)):
             kernel(*case.args(dtype, "cuda"))
 torch.cuda.synchronize()
 """

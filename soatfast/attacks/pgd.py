@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -63,6 +64,10 @@ class PGD(Attack):
         check_steps(self.restarts, "restarts")
         if self.step_size is not None:
             check_radius(self.step_size, "step_size")
+
+    def with_steps(self, steps: int) -> PGD:
+        """With another number of steps, and the default step size for it: a given one was meant for the old number."""
+        return dataclasses.replace(self, steps=steps, step_size=None)
 
     def check_replay(self) -> None:
         if self.best or self.restarts > 1:

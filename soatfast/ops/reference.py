@@ -176,7 +176,8 @@ def replay_step(
     if in_box:
         s = _into_box(s, x, lower, upper)
     v = _into_box(v + gamma * (s - v), x, lower, upper)
-    u = v * torch.where(radius > 0, 1 / radius, 0.0)
+    inverse = 1 / torch.where(radius > 0, radius, 1.0)  # infinite for a denormal radius, which counts as none
+    u = v * torch.where((radius > 0) & (inverse < math.inf), inverse, 0.0)
     remember(memory, scale, index, u.clamp(-1, 1), p)
     return (x + v).clamp(lower, upper)
 

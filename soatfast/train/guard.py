@@ -71,8 +71,10 @@ class OverfittingGuard:
                                              seed 2:       .37 - .84    8              .472
         PGD-10   0.3        .75 .79     | .52 .58          .63 - .91*   none           .621 / .548 / .522
         replay   0.3        .71 .74 .75 | .63 .64 .65      .60 - .97    none           .627 / .609 / .577
-        PGD-1 until the alarm, then PGD-5 with steps of 0.4 eps to the end:           .575 / .527 / .446
-        PGD-1, after each reading below .5 or not yet above .6 an epoch of PGD-3:     .478 / .460 / .320
+        PGD-1 at 0.3, from the alarm to the end PGD-5 with steps of 0.4 eps           .575 / .527 / .446
+            PGD-3 with steps of 0.5 eps                                               .543 / .506 / .393
+            PGD-3 with steps of 1.25 eps (those of PGD-1)                             .396 / .372 / .232
+            PGD-5 with steps of 0.4 eps, only until survival >= 0.75                  .537 / .447 / .446
 
     So survival tells a collapse from a sound training; PertAlign does not, as it falls as far in PGD-10 training. A
     partial collapse (eps 0.2, seed 2) is missed by 3 of the 10 probes. A network that has collapsed once mostly does so

@@ -64,8 +64,8 @@ class TrainConfig:
     """Random horizontal flips."""
     guard: int = 0
     """Watch so many training samples for catastrophic overfitting after every epoch; 0: no. See OverfittingGuard."""
-    guard_steps: int = 3
-    """Attack steps of the epoch after an alarm, where the loss has fewer."""
+    guard_steps: int = 5
+    """Attack steps of the epochs after an alarm, where the loss has fewer; PGD then takes its default step size."""
 
     def __post_init__(self) -> None:
         for name, low in _LEAST + _GUARD:

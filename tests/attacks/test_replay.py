@@ -240,6 +240,7 @@ def test_with_steps():
     memory = PerturbationMemory(12, SHAPE)
     criterion = AdversarialTraining(FrankWolfe(steps=1), memory=memory).with_steps(3)
     assert criterion.attack.steps == 3 and criterion.memory is memory
+    assert PGD(steps=1, step_size=0.3).with_steps(4) == PGD(steps=4)
     assert SCORPIO(steps=1, memory=memory).with_steps(2).attack.steps == 2
     with pytest.raises(TypeError, match="FGSM has no steps"):
         AdversarialTraining(FGSM()).with_steps(2)

@@ -96,6 +96,29 @@ def test_accuracies_are_those_of_the_evaluation():
     assert 0 < one.accuracy < 53 / 60
 
 
+def test_a_sample_that_the_attack_puts_right_does_not_count():
+    x = torch.full((20, 1, 4, 4), 0.56)  # in the valley; one step leads out of it
+    y = torch.zeros(20, dtype=torch.int64)
+    assert bool((Valley()(FGSM(eps=0.2)(Valley(), x, y)).argmax(1) == y).all())
+    reading = guard_of(x, y, align=1.5, least=1).check(Valley(), 0)
+    assert reading.one_step_accuracy == 0 and reading.probe_accuracy is None
+
+
+def test_the_seed_fixes_the_start():
+    guard, other = (guard_of(*probe(near=400), steps=10, seed=seed) for seed in (4, 5))
+    first = guard.check(Valley(), 0)
+    assert 0 < first.survival < 1, "some starts make steps of 0.05 end beside the valley"
+    assert guard.check(Valley(), 0) == first
+    assert other.check(Valley(), 0).survival != first.survival
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_probe(dtype):
+    x, y = batch(20, classes=2, dtype=dtype)
+    model = linear_net(dtype)
+    assert guard_of(x, y, PGD(eps=0.3)).check(model, 0).pert_align == pytest.approx(1, abs=0.01)
+
+
 def test_no_gradient_is_no_alignment_and_no_nan():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     for parameter in model.parameters():

@@ -386,7 +386,7 @@ def test_an_alarm_gives_the_next_epoch_more_steps(tmp_path, monkeypatch):
         result, expected = whole(tmp_path / "whole", AdversarialTraining(PGD(eps=0.1, steps=1)), GUARDED)
     training = [call for call in gradient.call_args_list if len(call.args[1]) == 10 and call.args[0].mode == "eval"]
     readings = 2 * 3  # two gradients each; the linearity of this model leaves PGD out
-    assert len(training) == 1 + 4 + 3 * 4 + 4 + readings  # the counting step, then 1, 3 and 1 steps for 4 batches
+    assert len(training) == 1 + 4 + 5 * 4 + 4 + readings  # the counting step, then 1, 5 and 1 steps for 4 batches
     assert [row["guard"]["fired"] for row in result.history] == [True, False, False]
     loss = AdversarialTraining(PGD(eps=0.1, steps=1))
     interrupted(tmp_path / "cut", Interrupt(epoch=1), loss, GUARDED)

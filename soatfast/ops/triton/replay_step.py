@@ -83,7 +83,8 @@ def replay_step_kernel(
     x_ptr += row * entries
     out_ptr += row * entries
     eps = sample_number(eps_bits, eps_ptr, eps_stride, row, ACC)
-    inverse_eps = tl.where(eps > 0, reciprocal(positive_or_one(eps)), 0.0)
+    inverse_eps = reciprocal(positive_or_one(eps))
+    inverse_eps = tl.where((eps > 0) & (inverse_eps < float("inf")), inverse_eps, 0.0)  # none for a denormal eps
     power, root = scalar(power_bits, ACC), scalar(root_bits, ACC)
     numbers = (
         eps,
