@@ -84,7 +84,7 @@ def slow_lmo(g: Tensor, p: float, eps: float) -> Tensor:
     return eps * direction / direction.norm(p=p)
 
 
-def slow_frank_wolfe(gradient, x: Tensor, p: float, eps: float, steps: int, h: float | None, init="scaled") -> Tensor:
+def slow_frank_wolfe(gradient, x: Tensor, p: float, eps: float, steps: int, h: float, init="scaled") -> Tensor:
     """The quadratic attack of one flat sample; ``gradient(x)``, forward Euler with step h, returns v (not clamped)."""
     g0 = gradient(x)
     v = {"scaled": eps * g0 / g0.norm(p=p), "lmo": slow_lmo(g0, p, eps), "raw": g0}[init]

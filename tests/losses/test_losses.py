@@ -48,7 +48,7 @@ def scorpio_written_out(model, x, y, loss: SCORPIO):
         def gradient(z, i=i):
             return slow_gradient(model, z.view(x[:1].shape), y[i : i + 1]).flatten()
 
-        rows.append(slow_frank_wolfe(gradient, x[i].flatten(), loss.p, loss.eps, loss.steps, loss.h))
+        rows.append(slow_frank_wolfe(gradient, x[i].flatten(), loss.p, loss.eps, loss.steps, loss.h or 1.05))
     x_adv = (x + torch.stack(rows).view_as(x)).clamp(0, 1)
     clean, attacked = F.cross_entropy(model(x), y), F.cross_entropy(model(x_adv), y)
     return clean + loss.strength * (attacked - clean)
