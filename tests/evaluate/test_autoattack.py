@@ -32,7 +32,7 @@ def test_stronger_than_pgd_and_inside(small, p):
     with torch.no_grad():
         y = model.eval()(x).argmax(1)
     model.train()
-    eps = 0.5 if p == 2 else 0.03
+    eps = 3.0 if p == 2 else 0.3
     attack = AutoAttack(eps=eps, p=p, classes=5)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     x_adv = attack(model, x, y)
