@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..gradients import InputGradient, Mode, check
-from ..memory import PerturbationMemory, Visit
+from ..memory import PerturbationMemory
 from ..objectives import Objective, resolve
 from ..passes import Passes, passes_of
+from ..visits import Visit
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 # Rounding that normalising an image and undoing it leaves; anything further outside the box is an error.

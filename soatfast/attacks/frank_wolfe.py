@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import ops
 from ..gradients import InputGradient
 from ..hvp import Scheme
-from ..memory import Visit
 from ..ops import Init
 from ..passes import Passes, passes_of
+from ..visits import Visit
 from .base import Attack, check_steps
 
 _PAPER_H = 1.05

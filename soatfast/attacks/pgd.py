@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import ops
 from ..gradients import InputGradient
-from ..memory import Visit
 from ..passes import Passes, passes_of
+from ..visits import Visit
 from .base import Attack, check_radius, check_steps
 
 
