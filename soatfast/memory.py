@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .crops import CropFlip
 from .gradients import check
+from .mapped import mapped
 from .ops.quantise import remembered
 from .visits import Staged, Visit
 
@@ -45,7 +46,8 @@ class PerturbationMemory:
             towards 0. What is read is in the ball either way.
         device: where it lives: "cpu", "cuda", or a path (a ``pathlib.Path``, or a string with a separator) of a file to
             map into memory, for data sets larger than the RAM. The file is made anew, with holes for what was never
-            written. A batch on another device is copied there and back each visit.
+            written, and locked for the memory's life; that of a shard has ".rank{rank}of{world}" behind its name. A
+            batch on another device is copied there and back each visit.
         augment: the random crops and flips of the data set; u is kept in the coordinates of the image as stored.
         rank, world: keep only the block ``shard_range(samples, rank, world)``, with a sampler that leaves each sample
             on its rank (:class:`~soatfast.train.indexed.ShardedSampler`). A sampler that reshuffles across ranks needs
@@ -55,7 +57,7 @@ class PerturbationMemory:
 
     Raises:
         TypeError, ValueError: no such dtype, samples or shape not positive, rank not below world, a file that is
-            something else.
+            something else or another memory's.
 
     >>> memory = PerturbationMemory(50_000, (3, 32, 32), torch.int8)
     >>> memory.values.nbytes / 2**20, memory
@@ -92,7 +94,10 @@ class PerturbationMemory:
         self.path: Path | None = None
         if isinstance(device, Path) or (isinstance(device, str) and os.sep in device):
             self.path = Path(device)
-            self.values = _mapped(self.path, (rows, *self.shape), dtype)
+            if world > 1:
+                self.path = self.path.with_name(f"{self.path.name}.rank{rank}of{world}")
+            self.values, lock = mapped(self.path, (rows, *self.shape), dtype)
+            weakref.finalize(self, os.close, lock)
         else:
             self.values = torch.zeros((rows, *self.shape), dtype=dtype, device=device)
         self.device = self.values.device
@@ -265,14 +270,3 @@ class PerturbationMemory:
 
     def _label(self) -> dict[str, str]:
         return {name: str(v) for name, v in {**self.describe(), "rank": self.rank, "world": self.world}.items()}
-
-
-def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A zeroed tensor in a new file; an old one is overwritten only if it has the size of such a memory."""
-    entries = math.prod(shape)
-    size = entries * dtype.itemsize
-    if path.exists() and (not path.is_file() or path.stat().st_size != size):
-        raise ValueError(f"{path} exists and is no memory of {size} bytes; give another path or remove it")
-    with path.open("wb") as file:
-        file.truncate(size)
-    return torch.from_file(str(path), shared=True, size=entries, dtype=dtype).view(shape)

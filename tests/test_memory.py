@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -175,8 +177,65 @@ def test_a_file_holds_the_rows(tmp_path):
     visited(memory, torch.tensor([17]))
     raw = torch.frombuffer(bytearray((tmp_path / "memory.bin").read_bytes()), dtype=torch.int8)
     assert torch.equal(raw.view(20, *SHAPE), memory.values) and raw.any()
-    again = PerturbationMemory(20, SHAPE, torch.int8, tmp_path / "memory.bin")
-    assert not again.values.any(), "made anew"
+
+
+def test_a_file_is_held_by_one_memory(tmp_path):
+    path = tmp_path / "memory.bin"
+    memory = PerturbationMemory(20, SHAPE, torch.int8, path)
+    visited(memory, torch.arange(20))
+    for dtype, shape in ((torch.int8, SHAPE), (torch.float32, (5,))):  # of the same size
+        with pytest.raises(ValueError, match=r"memory\.bin is held by another memory"):
+            PerturbationMemory(20, shape, dtype, path)
+    assert memory.values.any()
+    values = memory.values
+    before = values.clone()
+    del memory
+    link = tmp_path / "link.bin"
+    link.symlink_to(path)
+    again = PerturbationMemory(20, SHAPE, torch.int8, link)
+    assert not again.values.any() and not any(path.read_bytes()), "made anew"
+    assert torch.equal(values, before), "what still maps the old file keeps it"
+    with pytest.raises(ValueError, match="is held by another memory"):
+        PerturbationMemory(20, SHAPE, torch.int8, path)
+
+
+def test_a_file_is_held_against_other_processes(tmp_path):
+    code = (
+        "import pathlib, sys; from soatfast.memory import PerturbationMemory as M;"
+        "memory = M(20, (1, 4, 5), device=pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    path = tmp_path / "memory.bin"
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="is held by another memory, in this process or another"):
+            PerturbationMemory(20, SHAPE, device=path)
+        holder.kill()
+    assert not PerturbationMemory(20, SHAPE, device=path).values.any(), "a killed process holds nothing"
+
+
+def test_a_file_replaced_while_it_is_opened_is_held(tmp_path, monkeypatch):
+    """Its holder puts another in its place between the opening and the lock."""
+    path = tmp_path / "memory.bin"
+    path.write_bytes(bytes(400))
+
+    def replaced(lock, how):
+        monkeypatch.undo()
+        path.unlink()
+        path.write_bytes(bytes(range(200)) * 2)
+
+    monkeypatch.setattr("fcntl.flock", replaced)
+    with pytest.raises(ValueError, match="is held by another memory"):
+        PerturbationMemory(20, SHAPE, torch.int8, path)
+    assert path.read_bytes() == bytes(range(200)) * 2
+
+
+def test_shards_have_files_of_their_own(tmp_path):
+    shards = [PerturbationMemory(10, SHAPE, torch.int8, tmp_path / "m.bin", rank=r, world=2) for r in (0, 1)]
+    visited(shards[1], torch.tensor([7]))
+    assert not shards[0].values.any()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin.rank0of2", "m.bin.rank1of2"]
+    assert "file=m.bin.rank1of2" in repr(shards[1])
 
 
 def test_loading_refuses_another_kind(tmp_path):
