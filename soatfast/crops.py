@@ -13,9 +13,9 @@ from torch import Tensor
 class CropFlip:
     """Zero padding by `padding`, a random crop of the old size, then a mirror image with probability 1/2.
 
-    apply: out[b, c, i, j] = padded[b, c, i + top, j' + left], j' = W - 1 - j where flipped, else j. `padding` may be
-    larger than the image. The distribution is that of torchvision's RandomCrop(size, padding=padding) and
-    RandomHorizontalFlip().
+    apply: out[b, c, i, j] = image[b, c, i + dy, j' + dx], 0 outside it, j' = W - 1 - j where flipped, else j. The move
+    (dy, dx, flipped) says so by itself, without the padding it was drawn with. `padding` may be larger than the image.
+    The distribution is that of torchvision's RandomCrop(size, padding=padding) and RandomHorizontalFlip().
 
     Args:
         padding: pixels of zeros on each side, so the image moves by up to as many each way; 0: no crop.
@@ -27,7 +27,7 @@ class CropFlip:
 
     >>> augment = CropFlip(padding=1, flip=False)
     >>> v = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    >>> moves = torch.tensor([[2, 1, 0]])  # one pixel up: the first row is cropped away
+    >>> moves = torch.tensor([[1, 0, 0]])  # one pixel up: the first row is cropped away
     >>> augment.apply(v, moves)[0, 0].tolist()
     [[3.0, 4.0], [0.0, 0.0]]
     >>> back, seen = augment.undo(augment.apply(v, moves), moves)
@@ -49,14 +49,15 @@ class CropFlip:
             raise ValueError("nothing to do with padding 0 and without flip; leave the augmentation out")
 
     def draw(self, batch: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """Moves (batch, 3) int64 on `device`: [top, left, flipped], top and left in 0..2 padding, flipped 0 or 1.
+        """Moves (batch, 3) int64 on `device`: [dy, dx, flipped], dy and dx in -padding..padding, flipped 0 or 1.
 
         Drawn where the generator is, on the CPU without one: the same moves for every `device`.
         """
         source = torch.device("cpu") if generator is None else generator.device
         moves = torch.zeros(batch, 3, dtype=torch.int64, device=source)
         if self.padding:
-            moves[:, :2] = torch.randint(2 * self.padding + 1, (batch, 2), generator=generator, device=source)
+            corners = torch.randint(2 * self.padding + 1, (batch, 2), generator=generator, device=source)
+            moves[:, :2] = corners - self.padding
         if self.flip:
             moves[:, 2] = torch.randint(2, (batch,), generator=generator, device=source)
         return moves.to(device)
@@ -65,8 +66,8 @@ class CropFlip:
         """The moved images (B, C, H, W), in the images' dtype and memory format, 0 where nothing was.
 
         Raises:
-            ValueError: images are not (B, C, H, W), moves not (B, 3) int64 on their device, or no moves of this
-                CropFlip. On CUDA the check of values is a device assertion.
+            ValueError: images are not (B, C, H, W), moves not (B, 3) int64 on their device, or a move is further than
+                the padding or a flip where there is none. On CUDA the check of values is a device assertion.
         """
         self._check(images, moves)
         moved = _mirrored(self._cropped(_bits(images), moves[:, :2]), moves)
@@ -79,17 +80,16 @@ class CropFlip:
         where seen is True. Raises as :meth:`apply`.
         """
         self._check(images, moves)
-        back = 2 * self.padding - moves[:, :2]  # the crop that shifts by as much the other way
-        rows, columns = (
-            _in_reach(length, back[:, axis : axis + 1] - self.padding) for axis, length in enumerate(images.shape[2:])
-        )
+        back = -moves[:, :2]
+        rows, columns = (_in_reach(length, back[:, axis : axis + 1]) for axis, length in enumerate(images.shape[2:]))
         v = self._cropped(_mirrored(_bits(images), moves), back)
         return _from_bits(v, images.dtype), (rows[:, :, None] & columns[:, None, :])[:, None]
 
-    def _cropped(self, images: Tensor, corners: Tensor) -> Tensor:
-        """The windows of the zero-padded images whose upper left corners are given, (B, 2)."""
+    def _cropped(self, images: Tensor, shifts: Tensor) -> Tensor:
+        """The windows of the zero-padded images that are shifted by (dy, dx), (B, 2)."""
         _, _, height, width = images.shape
         windows = F.pad(images, (self.padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        corners = shifts + self.padding
         return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
 
     def _check(self, images: Tensor, moves: Tensor) -> None:
@@ -101,13 +101,14 @@ class CropFlip:
             )
         if moves.device != images.device:
             raise ValueError(f"images and moves must be on one device, got {images.device} and {moves.device}")
-        inside = (moves >= 0).all() & (moves[:, :2] <= 2 * self.padding).all() & (moves[:, 2] <= int(self.flip)).all()
+        shifts, flips = moves[:, :2], moves[:, 2]
+        inside = (shifts.abs() <= self.padding).all() & ((flips >= 0) & (flips <= int(self.flip))).all()
         if moves.device.type == "cuda":
             torch._assert_async(inside, "soatfast: moves out of range (run on the CPU for the full message)")
         elif not inside:
             raise ValueError(
-                f"moves must lie in 0..{2 * self.padding} (top, left) and 0..{int(self.flip)} (flipped) for {self}, "
-                f"got {moves.amin(0).tolist()} to {moves.amax(0).tolist()}"
+                f"moves must lie in -{self.padding}..{self.padding} (dy, dx) and 0..{int(self.flip)} (flipped) for "
+                f"{self}, got {moves.amin(0).tolist()} to {moves.amax(0).tolist()}"
             )
 
 

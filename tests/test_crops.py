@@ -20,7 +20,7 @@ def cases(draw):
     batch, channels = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     height, width = draw(st.integers(1, 7)), draw(st.integers(1, 7))
     augment = CropFlip(padding=draw(st.integers(0, 9)), flip=True)
-    shift, flipped = st.integers(0, 2 * augment.padding), st.integers(0, 1)
+    shift, flipped = st.integers(-augment.padding, augment.padding), st.integers(0, 1)
     moves = draw(st.lists(st.tuples(shift, shift, flipped), min_size=batch, max_size=batch))
     return augment, torch.tensor(moves, dtype=torch.int64).view(batch, 3), (batch, channels, height, width)
 
@@ -39,8 +39,9 @@ def bits(x):
 
 def one_by_one(augment, images, moves):
     out = torch.zeros_like(images)
-    for k, (top, left, flipped) in enumerate(moves.tolist()):
+    for k, (dy, dx, flipped) in enumerate(moves.tolist()):
         _, height, width = images[k].shape
+        top, left = dy + augment.padding, dx + augment.padding
         crop = F.pad(images[k], (augment.padding,) * 4)[:, top : top + height, left : left + width]
         out[k] = crop.flip(2) if flipped else crop
     return out
@@ -144,7 +145,7 @@ def test_draw_is_uniform_over_all_moves():
     moves = CropFlip(padding=1).draw(18_000, torch.Generator().manual_seed(0))
     assert moves.shape == (18_000, 3)
     assert moves.dtype == torch.int64
-    codes = moves @ torch.tensor([6, 2, 1])
+    codes = (moves + torch.tensor([1, 1, 0])) @ torch.tensor([6, 2, 1])
     counts = codes.bincount(minlength=18).double()
     assert len(counts) == 18
     # chi-square with 17 degrees of freedom; 40.8 is its 0.999 quantile. The columns are independent too.
@@ -156,7 +157,7 @@ def test_draw_without_crop_or_flip():
     assert flips[:, :2].unique().tolist() == [0]
     assert flips[:, 2].unique().tolist() == [0, 1]
     assert crops[:, 2].unique().tolist() == [0]
-    assert crops[:, 0].unique().tolist() == crops[:, 1].unique().tolist() == list(range(7))
+    assert crops[:, 0].unique().tolist() == crops[:, 1].unique().tolist() == list(range(-3, 4))
 
 
 def test_draw_follows_its_generator():
@@ -169,6 +170,29 @@ def test_draw_follows_its_generator():
     state = torch.get_rng_state()
     assert torch.equal(augment.draw(50, torch.Generator().manual_seed(5)), first)
     assert torch.equal(torch.get_rng_state(), state), "the global generator was used beside the given one"
+
+
+def test_the_images_of_a_seed():
+    """A generator's numbers are the corners of the windows in the padded image."""
+    images = torch.rand(7, 2, 5, 6)
+    moves = CropFlip(padding=3).draw(7, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    corners = torch.randint(7, (7, 2), generator=generator)
+    flips = torch.randint(2, (7,), generator=generator)
+    expected = torch.zeros_like(images)
+    for k, ((top, left), flipped) in enumerate(zip(corners.tolist(), flips.tolist(), strict=True)):
+        crop = F.pad(images[k], (3,) * 4)[:, top : top + 5, left : left + 6]
+        expected[k] = crop.flip(2) if flipped else crop
+    assert torch.equal(CropFlip(padding=3).apply(images, moves), expected)
+
+
+@given(cases(), st.integers(0, 5))
+def test_a_move_means_the_same_for_every_padding(case, more):
+    augment, moves, shape = case
+    other, images = CropFlip(padding=augment.padding + more), torch.rand(shape)
+    assert torch.equal(other.apply(images, moves), augment.apply(images, moves))
+    for a, b in zip(other.undo(images, moves), augment.undo(images, moves), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_moves_of_single_samples_collate():
@@ -209,10 +233,11 @@ def test_bad_fields(fields, error, message):
         ((2, 1, 4, 4), torch.zeros(3, 3, dtype=torch.int64), r"shape \(2, 3\), got torch.int64 of shape \(3, 3\)"),
         ((2, 1, 4, 4), torch.zeros(3, dtype=torch.int64), r"shape \(2, 3\), got torch.int64 of shape \(3,\)"),
         ((2, 1, 4, 4), torch.zeros(2, 3), r"moves must be int64 .* got torch.float32"),
-        ((2, 1, 4, 4), torch.tensor([[0, 5, 0], [0, 0, 0]]), r"0\.\.4 \(top, left\) .* to \[0, 5, 0\]"),
-        ((2, 1, 4, 4), torch.tensor([[5, 0, 0], [0, 0, 0]]), r"0\.\.4 \(top, left\) .* to \[5, 0, 0\]"),
-        ((2, 1, 4, 4), torch.tensor([[0, 0, 0], [-1, 0, 0]]), r"got \[-1, 0, 0\] to"),
+        ((2, 1, 4, 4), torch.tensor([[0, 3, 0], [0, 0, 0]]), r"-2\.\.2 \(dy, dx\) .* to \[0, 3, 0\]"),
+        ((2, 1, 4, 4), torch.tensor([[3, 0, 0], [0, 0, 0]]), r"-2\.\.2 \(dy, dx\) .* to \[3, 0, 0\]"),
+        ((2, 1, 4, 4), torch.tensor([[0, 0, 0], [-3, 0, 0]]), r"got \[-3, 0, 0\] to"),
         ((2, 1, 4, 4), torch.tensor([[0, 0, 2], [0, 0, 0]]), r"0\.\.1 \(flipped\)"),
+        ((2, 1, 4, 4), torch.tensor([[0, 0, -1], [0, 0, 0]]), r"0\.\.1 \(flipped\)"),
         ((2, 1, 4, 4), torch.zeros(2, 3, dtype=torch.int64, device="meta"), "on one device, got cpu and meta"),
     ],
 )

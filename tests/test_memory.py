@@ -117,7 +117,7 @@ def test_perturbations_follow_crops_and_flips(dtype, p):
     old = torch.randn(4, 2, 6, 5, generator=generator)
     old = 0.9 * old / old.flatten(1).norm(p, dim=1).view(-1, 1, 1, 1)
     clean = torch.rand(4, 2, 6, 5, generator=generator)
-    moves = torch.tensor([[0, 4, 1], [2, 2, 0], [4, 1, 1], [1, 0, 0]])
+    moves = torch.tensor([[-2, 2, 1], [0, 0, 0], [2, -1, 1], [-1, -2, 0]])
     with PerturbationMemory(9, (2, 6, 5), dtype).visit(index, clean) as plain:
         plain.put(0.25 * old, p, 0.25)
         memory.values.copy_(plain._values)
@@ -129,7 +129,8 @@ def test_perturbations_follow_crops_and_flips(dtype, p):
         start = visit.start(x, 0.25, BOUNDS)
         delta = visit.step(torch.randn(4, 2, 6, 5, generator=generator), x, p, 0.25, 0.5, BOUNDS) - x
     after = memory.read(index)
-    for b, (top, left, flipped) in enumerate(moves.tolist()):
+    for b, (dy, dx, flipped) in enumerate(moves.tolist()):
+        top, left = dy + 2, dx + 2
         window = torch.nn.functional.pad(before[b], (2, 2, 2, 2))[:, top : top + 6, left : left + 5]
         window = window.flip(2) if flipped else window
         torch.testing.assert_close(start[b], (x[b] + 0.25 * window).clamp(0, 1))
@@ -143,10 +144,27 @@ def test_perturbations_follow_crops_and_flips(dtype, p):
     assert after.flatten(1).norm(p, dim=1).max() <= 1 + 1e-6
 
 
+def test_a_data_set_with_another_padding_than_the_memory():
+    """A smaller one moves the perturbation all the same; a move that the memory's padding has not is refused."""
+    index, (x, g) = torch.tensor([1, 0]), sample(2)
+    moves = torch.tensor([[-1, 1, 0], [0, 1, 1]])
+    rows = []
+    for padding in (1, 3):
+        memory = PerturbationMemory(2, SHAPE, augment=CropFlip(padding=padding))
+        for _ in range(2):
+            with memory.visit(index, x, moves) as visit:
+                visit.start(x, 0.3, BOUNDS)
+                visit.step(g, x, math.inf, 0.3, 0.5, BOUNDS)
+        rows.append(memory.values)
+    assert torch.equal(*rows) and rows[0].any()
+    with pytest.raises(ValueError, match=r"moves must lie in -1\.\.1"):
+        PerturbationMemory(2, SHAPE, augment=CropFlip(padding=1)).visit(index, x, 2 * moves)
+
+
 def test_an_error_in_the_block_leaves_moved_rows_alone():
     memory = PerturbationMemory(3, SHAPE, augment=CropFlip(padding=1))
     x, g = sample(2)
-    moves = torch.tensor([[0, 0, 0], [2, 2, 1]])
+    moves = torch.tensor([[-1, -1, 0], [1, 1, 1]])
     with pytest.raises(RuntimeError, match="boom"), memory.visit(torch.tensor([0, 1]), x, moves) as visit:
         visit.step(g, x, math.inf, 0.1, 0.5, BOUNDS)
         raise RuntimeError("boom")

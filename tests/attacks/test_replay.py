@@ -159,7 +159,7 @@ def test_augmented_visits_meet_the_same_image():
     augment = CropFlip(padding=1)
     moved, still = PerturbationMemory(4, (1, 6, 6), augment=augment), PerturbationMemory(4, (1, 6, 6))
     attack, index = FrankWolfe(eps=EPS, steps=1), torch.arange(4)
-    for moves in ([[0, 0, 0], [2, 2, 1], [1, 0, 1], [1, 2, 0]], [[2, 1, 1], [0, 0, 0], [1, 1, 1], [0, 2, 0]]):
+    for moves in ([[-1, -1, 0], [1, 1, 1], [0, -1, 1], [0, 1, 0]], [[1, 0, 1], [-1, -1, 0], [0, 0, 1], [-1, 1, 0]]):
         where = torch.tensor(moves)
         a = attack.replay(pooled, augment.apply(x, where), y, moved, index, where)
         b = attack.replay(pooled, x, y, still, index)
