@@ -16,8 +16,9 @@ from torch import Tensor
 from .crops import CropFlip
 from .gradients import check
 from .mapped import mapped
+from .ops._arguments import norm_order
 from .ops.quantise import remembered
-from .visits import Staged, Visit
+from .visits import CopiedVisit, MovedVisit, Visit
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 _FILE_BYTES = 1 << 30  # of values in one file of a saved memory, and in one all-reduce
@@ -54,6 +55,7 @@ class PerturbationMemory:
             a whole memory on each, and :meth:`synchronize` after each epoch.
 
     ``len()`` is the number of samples kept; ``nbytes`` what they cost; ``visits`` (int32) how often each was visited.
+    ``p`` is the norm of the first step, None before it: one memory serves one ball until :meth:`reset`.
 
     Raises:
         TypeError, ValueError: no such dtype, samples or shape not positive, rank not below world, a file that is
@@ -104,6 +106,7 @@ class PerturbationMemory:
         self.scale = torch.ones(rows, device=self.device) if dtype == torch.int8 else None
         self.visits = torch.zeros(rows, dtype=torch.int32, device=self.device)
         self._common = torch.zeros_like(self.visits)  # visits at the last synchronize
+        self.p: float | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -141,12 +144,21 @@ class PerturbationMemory:
             have = "has no augment" if self.augment is None else f"follows {self.augment}"
             raise ValueError(f"the memory {have}, got moves {'None' if moves is None else tuple(moves.shape)}")
         rows = self._rows(index, len(x))
-        if moves is None and x.device == self.device:
-            return Visit(self.values, self.scale, rows)
-        return Staged(self, rows, x.device, moves)
+        if self.augment is not None and moves is not None:
+            return MovedVisit(self, rows, x.device, self.augment, moves)
+        return Visit(self, rows) if x.device == self.device else CopiedVisit(self, rows, x.device)
+
+    def check_norm(self, p: float) -> float:
+        """p as the ops take it. ValueError where the memory holds perturbations of another ball."""
+        order = norm_order(p)
+        if self.p not in (None, order):
+            raise ValueError(
+                f"the memory holds perturbations for p = {self.p:g}, got p = {order:g}; reset() empties it"
+            )
+        return order
 
     def _rows(self, index: Tensor, batch: int) -> Tensor:
-        """Checked indices, as rows of `values`; visits counted."""
+        """Checked indices, as rows of `values`."""
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             raise TypeError(f"index must be an int64 tensor, got {getattr(index, 'dtype', type(index).__name__)}")
         if index.shape != (batch,):
@@ -170,9 +182,7 @@ class PerturbationMemory:
             check(
                 (ordered[1:] != ordered[:-1]).all(), lambda: "a sample is in the batch twice; each needs its own turn"
             )
-        rows = index - self._first
-        self.visits[rows] += 1
-        return rows
+        return index - self._first
 
     def read(self, index: Tensor) -> Tensor:
         """u (B, ...) of these samples in float32, on the memory's device; for pictures and tests."""
@@ -181,6 +191,7 @@ class PerturbationMemory:
         return self._read(index.to(self.device) - self._first)
 
     def _read(self, rows: Tensor) -> Tensor:
+        """u (B, ...) in float32 of these rows of `values`."""
         u = remembered(self.values.flatten(1), self.scale, rows, torch.float32)
         return u.view(len(rows), *self.shape)
 
@@ -188,15 +199,17 @@ class PerturbationMemory:
     def kept(self, index: Tensor) -> Iterator[None]:
         """These samples' state is after the block what it was before, for a trial step."""
         rows = index.to(self.device) - self._first
-        saved = {name: t[rows] for name, t in self._state().items()}
+        saved, p = {name: t[rows] for name, t in self._state().items()}, self.p
         try:
             yield
         finally:
+            self.p = p
             for name, t in self._state().items():
                 t[rows] = saved[name]
 
     def reset(self) -> None:
-        """Forget every perturbation."""
+        """Forget every perturbation, and whose ball they were in."""
+        self.p = None
         self.values.zero_()
         self.visits.zero_()
         self._common.zero_()
@@ -226,7 +239,7 @@ class PerturbationMemory:
         dist.all_reduce(fresh)
         self.visits.copy_(self._common + fresh)
         self._common.copy_(self.visits)
-        step = max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
+        step = self._block_rows()
         for begin in range(0, len(self), step):
             block, keep = self.values[begin : begin + step], mine[begin : begin + step]
             block[~keep] = 0
@@ -242,27 +255,35 @@ class PerturbationMemory:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        step = max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
-        for number, begin in enumerate(range(0, len(self), step)):
-            part = {name: t[begin : begin + step].contiguous() for name, t in self._state().items()}
-            save_file(part, str(folder / f"rows-{number:05d}.safetensors"), self._label())
+        label = {**self._label(), "p": str(self.p)}
+        for path, block in self._parts(folder):
+            save_file({name: t[block].contiguous() for name, t in self._state().items()}, str(path), label)
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote, bit for bit; ValueError where it was another kind of memory."""
         from safetensors import SafetensorError, safe_open
 
-        step = max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
-        label = self._label()
-        for number, begin in enumerate(range(0, len(self), step)):
-            path = folder / f"rows-{number:05d}.safetensors"
+        for path, block in self._parts(folder):
             try:
                 with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
-                    if file.metadata() != label:
-                        raise ValueError(f"{path} holds another memory: expected {label}, got {file.metadata()}")
+                    label = dict(file.metadata() or {})
+                    p = label.pop("p", "missing")
+                    if label != self._label():
+                        raise ValueError(f"{path} holds another memory: expected {self._label()}, got {label}")
                     for name, t in self._state().items():
-                        t[begin : begin + step].copy_(file.get_tensor(name))
+                        t[block].copy_(file.get_tensor(name))
             except (SafetensorError, FileNotFoundError) as error:
                 raise ValueError(f"{path} is missing or damaged: {error}") from error
+            self.p = None if p == "None" else float(p)
+
+    def _parts(self, folder: Path) -> Iterator[tuple[Path, slice]]:
+        """The files of a saved memory, and the rows that each holds."""
+        step = self._block_rows()
+        for number, begin in enumerate(range(0, len(self), step)):
+            yield folder / f"rows-{number:05d}.safetensors", slice(begin, begin + step)
+
+    def _block_rows(self) -> int:
+        return max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
 
     def _state(self) -> dict[str, Tensor]:
         state = {"values": self.values, "visits": self.visits, "common": self._common}

@@ -1,4 +1,4 @@
-"""One batch's rows of a PerturbationMemory, in place or copied to where the batch is."""
+"""One batch's rows of a PerturbationMemory: in place, copied to the batch's device, or moved into its frame."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .crops import CropFlip
 from .ops.quantise import remember
 
 if TYPE_CHECKING:
@@ -18,17 +19,26 @@ if TYPE_CHECKING:
 class Visit:
     """The perturbations of one batch: :meth:`start` gives the point for the gradient, :meth:`step` moves it.
 
-    Works in place on the memory's rows. The public way to it is :meth:`PerturbationMemory.visit`.
+    Works in place on the memory's rows. The public way to it is :meth:`PerturbationMemory.visit`. Leaving the block
+    counts the visit; after an exception only where a step or put has changed the rows already.
     """
 
-    def __init__(self, values: Tensor, scale: Tensor | None, rows: Tensor):
-        self._values, self._scale, self._index = values, scale, rows
+    _in_place = True
+
+    def __init__(self, memory: PerturbationMemory, rows: Tensor):
+        self._memory, self._rows, self._written = memory, rows, False
+        self._values, self._scale, self._index = memory.values, memory.scale, rows
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        pass
+        failed = exception[0] is not None
+        if failed and not (self._in_place and self._written):
+            return
+        if self._written and not self._in_place:
+            self._write_back()
+        self._memory.visits[self._rows] += 1
 
     def start(self, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
         """clamp(x + eps u); :func:`soatfast.ops.replay_start`."""
@@ -44,55 +54,65 @@ class Visit:
         bounds: tuple[float, float],
         in_box: bool = False,
     ) -> Tensor:
-        """u' in the memory, clamp(x + v') returned; :func:`soatfast.ops.replay_step`."""
-        return ops.replay_step(
-            self._values, self._index, g, x, p, eps, gamma, scale=self._scale, bounds=bounds, in_box=in_box
+        """u' in the memory, clamp(x + v') returned; :func:`soatfast.ops.replay_step`. ValueError for another p."""
+        order = self._memory.check_norm(p)
+        x_adv = ops.replay_step(
+            self._values, self._index, g, x, order, eps, gamma, scale=self._scale, bounds=bounds, in_box=in_box
         )
+        self._memory.p, self._written = order, True
+        return x_adv
 
     def put(self, delta: Tensor, p: float, eps: float | Tensor) -> None:
-        """Remember delta (B, ...), of norm <= eps, as the batch's perturbation."""
+        """Remember delta (B, ...), of norm <= eps, as the batch's perturbation. ValueError for another p."""
+        order = self._memory.check_norm(p)
         radius = eps if isinstance(eps, Tensor) else torch.full((), eps, dtype=delta.dtype, device=delta.device)
         radius = radius.to(delta.dtype).reshape(-1, *(1,) * (delta.dim() - 1))
         u = torch.where(radius > 0, delta / radius, 0.0).clamp(-1, 1)
-        _store(self._values, self._scale, self._index, u, p)
+        remember(self._values.flatten(1), self._scale, self._index, u.flatten(1), order)
+        self._memory.p, self._written = order, True
+
+    def _write_back(self) -> None:
+        raise NotImplementedError
 
 
-class Staged(Visit):
-    """A visit whose rows are copied: to another device, or into the frame of an augmented batch, and back."""
+class CopiedVisit(Visit):
+    """The rows as they are stored, on another device, and back."""
 
-    def __init__(self, memory: PerturbationMemory, rows: Tensor, device: torch.device, moves: Tensor | None):
-        u = memory._read(rows).to(device)
-        if moves is not None and memory.augment is not None:
-            moves = moves.to(device)
-            u = memory.augment.apply(u, moves)
-        super().__init__(u.contiguous(), None, torch.arange(len(u), device=device))
-        self._memory, self._rows, self._moves = memory, rows, moves
-        self._p = math.inf
+    _in_place = False
 
-    def step(self, g, x, p, eps, gamma, bounds, in_box=False):  # type: ignore[no-untyped-def]
-        self._p = p
-        return super().step(g, x, p, eps, gamma, bounds, in_box)
+    def __init__(self, memory: PerturbationMemory, rows: Tensor, device: torch.device):
+        super().__init__(memory, rows)
+        self._values = memory.values[rows].to(device)
+        self._scale = None if memory.scale is None else memory.scale[rows].to(device)
+        self._index = torch.arange(len(rows), device=device)
 
-    def put(self, delta: Tensor, p: float, eps: float | Tensor) -> None:
-        self._p = p
-        super().put(delta, p, eps)
-
-    def __exit__(self, *exception: object) -> None:
-        if exception[0] is not None:
-            return
-        memory, u = self._memory, self._values
-        if self._moves is not None and memory.augment is not None:
-            u, seen = memory.augment.undo(u, self._moves)
-            # What a crop hides keeps its old value; the two parts together stay in an Linf ball, and other balls are
-            # kept by shrinking.
-            old = memory._read(self._rows).to(u.device)
-            u = torch.where(seen, u, old)
-            if self._p != math.inf:
-                norm = ops.lp_norm(u, self._p).view(-1, *(1,) * (u.dim() - 1))
-                u = u / norm.clamp_min(1)
-        _store(memory.values, memory.scale, self._rows, u.to(memory.device), self._p)
+    def _write_back(self) -> None:
+        memory = self._memory
+        memory.values[self._rows] = self._values.to(memory.device)
+        if memory.scale is not None and self._scale is not None:
+            memory.scale[self._rows] = self._scale.to(memory.device)
 
 
-def _store(values: Tensor, scale: Tensor | None, rows: Tensor, u: Tensor, p: float) -> None:
-    """u (B, ...) of norm <= 1 into the rows."""
-    remember(values.flatten(1), scale, rows, u.flatten(1), p)
+class MovedVisit(Visit):
+    """The rows in float32 in the frame of an augmented batch, on its device, and back."""
+
+    _in_place = False
+
+    def __init__(
+        self, memory: PerturbationMemory, rows: Tensor, device: torch.device, augment: CropFlip, moves: Tensor
+    ):
+        super().__init__(memory, rows)
+        self._augment, self._moves, self._old = augment, moves.to(device), memory._read(rows).to(device)
+        self._values, self._scale = augment.apply(self._old, self._moves).contiguous(), None
+        self._index = torch.arange(len(rows), device=device)
+
+    def _write_back(self) -> None:
+        memory, p = self._memory, self._memory.p
+        assert p is not None, "a step or put says it"
+        u, seen = self._augment.undo(self._values, self._moves)
+        # What a crop hides keeps its old value. Old and new parts together stay in an Linf ball, and are shrunk into
+        # the others; int8 then rounds all of them towards 0 again, in steps of the row's new scale.
+        u = torch.where(seen, u, self._old)
+        if p != math.inf:
+            u = u / ops.lp_norm(u, p).view(-1, *(1,) * (u.dim() - 1)).clamp_min(1)
+        remember(memory.values.flatten(1), memory.scale, self._rows, u.flatten(1).to(memory.device), p)

@@ -14,6 +14,7 @@ from torch import Tensor
 from soatfast import ops
 from soatfast.crops import CropFlip
 from soatfast.memory import PerturbationMemory, shard_range
+from soatfast.visits import CopiedVisit
 
 SHAPE = (1, 4, 5)
 BOUNDS = (0.0, 1.0)
@@ -103,6 +104,87 @@ def test_put_is_read_back():
     assert not memory.read(index).any(), "a ball without extent holds nothing"
 
 
+def test_a_visit_counts_when_it_is_over():
+    memory = PerturbationMemory(4, SHAPE)
+    index, (x, g) = torch.tensor([1, 2]), sample(2)
+    with memory.visit(index, x) as visit:
+        visit.start(x, 0.1, BOUNDS)
+        assert not memory.visits.any()
+    assert memory.visits.tolist() == [0, 1, 1, 0]
+    with pytest.raises(RuntimeError, match="boom"), memory.visit(index, x) as visit:
+        visit.start(x, 0.1, BOUNDS)
+        raise RuntimeError("boom")
+    assert memory.visits.tolist() == [0, 1, 1, 0], "nothing happened"
+    with pytest.raises(RuntimeError, match="boom"), memory.visit(index, x) as visit:
+        visit.step(g, x, math.inf, 0.1, 0.5, BOUNDS)
+        raise RuntimeError("boom")
+    assert memory.visits.tolist() == [0, 2, 2, 0] and memory.values[1:3].all(), "in place: the rows have moved"
+
+
+def test_one_memory_serves_one_ball():
+    memory = PerturbationMemory(4, SHAPE)
+    index, (x, g) = torch.tensor([1, 2]), sample(2)
+    with pytest.raises(ValueError, match="g must be as x"), memory.visit(index, x) as visit:
+        visit.step(g[:1], x, 2, 0.1, 0.5, BOUNDS)
+    assert memory.p is None
+    visited(memory, index)
+    assert memory.p == math.inf
+    visited(memory, index, p=2000)  # taken as inf
+    before = memory.values.clone()
+    message = r"holds perturbations for p = inf, got p = 2; reset\(\) empties it"
+    with pytest.raises(ValueError, match=message):
+        visited(memory, index, p=2)
+    with pytest.raises(ValueError, match=message), memory.visit(index, x) as visit:
+        visit.put(x, 2, 1.0)
+    assert torch.equal(memory.values, before) and memory.visits.tolist() == [0, 2, 2, 0]
+    memory.reset()
+    with memory.visit(index, x) as visit:
+        visit.put(0.01 * x, 2, 1.0)
+    assert memory.p == 2
+    with pytest.raises(ValueError, match="p = 2, got p = 1;"):
+        visited(memory, index, p=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [2, math.inf])
+def test_rows_that_are_copied_end_as_those_in_place(dtype, p):
+    """A batch on another device, played on this one."""
+    here, copied = PerturbationMemory(8, SHAPE, dtype), PerturbationMemory(8, SHAPE, dtype)
+    for index in (torch.tensor([5, 2, 7]), torch.tensor([2, 5, 0])):
+        x, g = sample(3, int(index[2]))
+        with CopiedVisit(copied, index, x.device) as visit:
+            assert visit._values.dtype == dtype, "not in float32, which is four times as much to copy"
+            starts = [visit.start(x, 0.3, BOUNDS)]
+            moved = [visit.step(g, x, p, 0.3, 0.5, BOUNDS)]
+            assert not copied.values[0].any(), "written when the block ends"
+        with here.visit(index, x) as visit:
+            starts.append(visit.start(x, 0.3, BOUNDS))
+            moved.append(visit.step(g, x, p, 0.3, 0.5, BOUNDS))
+        assert torch.equal(*starts) and torch.equal(*moved)
+        for name, t in here._state().items():
+            assert torch.equal(t, copied._state()[name]), name
+    with pytest.raises(RuntimeError, match="boom"), CopiedVisit(copied, index, x.device) as visit:
+        visit.put(0.1 * x, p, 9.0)
+        raise RuntimeError("boom")
+    assert all(torch.equal(t, copied._state()[name]) for name, t in here._state().items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_visit_without_a_step_leaves_the_rows_bit_for_bit(dtype):
+    augment = CropFlip(padding=1)
+    memory = PerturbationMemory(6, SHAPE, dtype, augment=augment)
+    index, (x, g) = torch.tensor([4, 1]), sample(2)
+    moves = torch.tensor([[1, 0, 1], [-1, 1, 0]])
+    with memory.visit(index, x, moves) as visit:
+        visit.step(g, x, 2, 0.1, 0.5, BOUNDS)
+    before = {name: t.clone() for name, t in memory._state().items()}
+    for visit in (memory.visit(index, x, moves), CopiedVisit(memory, index, x.device)):
+        with visit:
+            visit.start(x, 0.1, BOUNDS)
+    assert memory.visits[4] == 3
+    assert all(torch.equal(t, before[name]) for name, t in memory._state().items() if name != "visits")
+
+
 # ---------------------------------------------------------------------------------------------- augmentation
 
 
@@ -118,11 +200,8 @@ def test_perturbations_follow_crops_and_flips(dtype, p):
     old = 0.9 * old / old.flatten(1).norm(p, dim=1).view(-1, 1, 1, 1)
     clean = torch.rand(4, 2, 6, 5, generator=generator)
     moves = torch.tensor([[-2, 2, 1], [0, 0, 0], [2, -1, 1], [-1, -2, 0]])
-    with PerturbationMemory(9, (2, 6, 5), dtype).visit(index, clean) as plain:
-        plain.put(0.25 * old, p, 0.25)
-        memory.values.copy_(plain._values)
-        if memory.scale is not None:
-            memory.scale.copy_(plain._scale)
+    with CopiedVisit(memory, index, clean.device) as still:
+        still.put(0.25 * old, p, 0.25)
     before = memory.read(index)
     x = augment.apply(clean, moves)
     with memory.visit(index, x, moves) as visit:
@@ -188,6 +267,11 @@ def test_save_and_load_bit_for_bit(tmp_path, dtype, mapped, monkeypatch):
         assert torch.equal(value, other._state()[name]), name
     steps = [visited(m, torch.arange(6), p=2, seed=5) for m in (memory, other)]
     assert torch.equal(*steps), "and it goes on alike"
+    with pytest.raises(ValueError, match="p = 2, got p = inf"):
+        visited(other, torch.arange(6))
+    PerturbationMemory(20, SHAPE, dtype).save(tmp_path / "saved")
+    other.load(tmp_path / "saved")
+    assert other.p is None
 
 
 def test_a_file_holds_the_rows(tmp_path):
@@ -283,6 +367,10 @@ def test_kept_restores_a_trial_step():
     index = torch.tensor([5, 2])
     visited(memory, index, p=2)
     before = {name: t.clone() for name, t in memory._state().items()}
+    other = PerturbationMemory(20, SHAPE)
+    with other.kept(index):
+        visited(other, index, p=1)
+    assert other.p is None
     with memory.kept(index):
         visited(memory, index, p=2, seed=8)
         assert not torch.equal(memory.values, before["values"])
