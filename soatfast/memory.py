@@ -208,13 +208,11 @@ class PerturbationMemory:
                 t[rows] = saved[name]
 
     def reset(self) -> None:
-        """Forget every perturbation, and whose ball they were in."""
+        """Forget every perturbation, and whose ball they were in. Rows never visited stay holes of a mapped file."""
+        rows = self.visits.nonzero().squeeze(1)
+        for name, t in self._state().items():
+            t.index_fill_(0, rows, 1 if name == "scale" else 0)
         self.p = None
-        self.values.zero_()
-        self.visits.zero_()
-        self._common.zero_()
-        if self.scale is not None:
-            self.scale.fill_(1)
 
     # ------------------------------------------------------------------------------------------ several processes
 
@@ -260,21 +258,42 @@ class PerturbationMemory:
             save_file({name: t[block].contiguous() for name, t in self._state().items()}, str(path), label)
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote, bit for bit; ValueError where it was another kind of memory."""
-        from safetensors import SafetensorError, safe_open
+        """Read what :meth:`save` wrote, bit for bit.
 
-        for path, block in self._parts(folder):
-            try:
-                with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
-                    label = dict(file.metadata() or {})
-                    p = label.pop("p", "missing")
-                    if label != self._label():
-                        raise ValueError(f"{path} holds another memory: expected {self._label()}, got {label}")
+        Raises:
+            ValueError: it was another kind of memory, or a file is missing or damaged. The memory is as it was then, or
+                empty where a file failed that had been found in order.
+        """
+        norms = {self._norm_of(path, block) for path, block in self._parts(folder)}
+        if len(norms) > 1:
+            raise ValueError(f"{folder} holds parts of several memories, for p = {' and '.join(sorted(norms))}")
+        try:
+            for path, block in self._parts(folder):
+                self.visits[block] = 1  # if the part fails half-way, reset() empties the whole of it
+                with _opened(path) as file:
                     for name, t in self._state().items():
                         t[block].copy_(file.get_tensor(name))
-            except (SafetensorError, FileNotFoundError) as error:
-                raise ValueError(f"{path} is missing or damaged: {error}") from error
-            self.p = None if p == "None" else float(p)
+        except BaseException:
+            self.reset()
+            raise
+        p = norms.pop() if norms else "None"
+        self.p = None if p == "None" else float(p)
+
+    def _norm_of(self, path: Path, block: slice) -> str:
+        """p of a file that fits these rows; ValueError for another."""
+        with _opened(path) as file:
+            label = dict(file.metadata() or {})
+            p = label.pop("p", "")
+            if label != self._label() or not p:
+                raise ValueError(
+                    f"{path} holds another memory: expected {self._label()} and a p, got {file.metadata()}"
+                )
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            expected = {name: tuple(t[block].shape) for name, t in self._state().items()}
+            if shapes != expected:
+                raise ValueError(f"{path} is damaged: expected tensors of {expected}, got {shapes}")
+        return p
 
     def _parts(self, folder: Path) -> Iterator[tuple[Path, slice]]:
         """The files of a saved memory, and the rows that each holds."""
@@ -286,8 +305,21 @@ class PerturbationMemory:
         return max(1, _FILE_BYTES // (self.values[:1].nbytes or 1))
 
     def _state(self) -> dict[str, Tensor]:
-        state = {"values": self.values, "visits": self.visits, "common": self._common}
-        return state if self.scale is None else {**state, "scale": self.scale}
+        """What a file holds, the visits last: :meth:`load` and :meth:`reset` tell by them which rows are in use."""
+        scale = {} if self.scale is None else {"scale": self.scale}
+        return {"values": self.values, **scale, "common": self._common, "visits": self.visits}
 
     def _label(self) -> dict[str, str]:
         return {name: str(v) for name, v in {**self.describe(), "rank": self.rank, "world": self.world}.items()}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; ValueError where it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is missing or damaged: {error}") from error

@@ -1,14 +1,18 @@
 """PerturbationMemory: rows by index, in the ball in every format, on disk, mapped, moved, and shared by processes."""
 
+import contextlib
 import math
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from soatfast import ops
@@ -351,6 +355,76 @@ def test_loading_refuses_another_kind(tmp_path):
     (tmp_path / "rows-00000.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="missing or damaged"):
         PerturbationMemory(20, SHAPE, torch.int8).load(tmp_path)
+
+
+def test_a_bad_part_leaves_the_memory_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("soatfast.memory._FILE_BYTES", 100)  # 4 files of 5 rows
+    saved, other = PerturbationMemory(20, SHAPE, torch.int8), PerturbationMemory(20, SHAPE, torch.int8)
+    visited(saved, torch.arange(20), p=2)
+    saved.save(tmp_path)
+    visited(other, torch.arange(3, 9))
+    before = {name: t.clone() for name, t in other._state().items()}
+    path, kept = tmp_path / "rows-00003.safetensors", (tmp_path / "rows-00003.safetensors").read_bytes()
+    part = {name: t[15:] for name, t in saved._state().items()}
+    label = {**saved._label(), "p": "2.0"}
+    for content, message in (
+        (kept[:-1], "rows-00003.safetensors is missing or damaged"),
+        (save(part, saved._label()), "rows-00003.safetensors holds another memory: expected .* and a p"),
+        (save(part, {**label, "p": "inf"}), "parts of several memories, for p = 2.0 and inf"),
+        (save({"values": part["values"]}, label), "rows-00003.safetensors is damaged: expected tensors of"),
+        (save({**part, "values": part["values"][:4]}, label), r"expected tensors of .* \(4, 1, 4, 5\)"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            other.load(tmp_path)
+        assert all(torch.equal(t, before[name]) for name, t in other._state().items())
+        assert other.p == math.inf
+    path.write_bytes(kept)
+    other.load(tmp_path)
+    assert all(torch.equal(t, other._state()[name]) for name, t in saved._state().items()) and other.p == 2
+
+
+@pytest.mark.parametrize("name", ["values", "scale", "common", "visits"])
+def test_a_part_that_fails_while_it_is_read_leaves_an_empty_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("soatfast.memory._FILE_BYTES", 100)
+    saved, memory = PerturbationMemory(20, SHAPE, torch.int8), PerturbationMemory(20, SHAPE, torch.int8)
+    visited(saved, torch.arange(11, 20), p=2)
+    saved.save(tmp_path)
+    visited(memory, torch.arange(5, 13), p=2)
+
+    class Failing:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, attribute):
+            return getattr(self.file, attribute)
+
+        def get_tensor(self, wanted):
+            if wanted == name:
+                raise OSError("the disk is gone")
+            return self.file.get_tensor(wanted)
+
+    opened = Counter()
+
+    @contextlib.contextmanager
+    def safe_opened(path, framework):
+        opened[path] += 1
+        with safe_open(path, framework) as file:
+            yield Failing(file) if "00002" in path and opened[path] == 2 else file
+
+    monkeypatch.setattr("safetensors.safe_open", safe_opened)
+    with pytest.raises(ValueError, match="damaged: the disk is gone"):
+        memory.load(tmp_path)
+    empty = PerturbationMemory(20, SHAPE, torch.int8)
+    assert all(torch.equal(t, empty._state()[name]) for name, t in memory._state().items()) and memory.p is None
+
+
+def test_a_reset_leaves_the_holes_of_a_file(tmp_path):
+    memory = PerturbationMemory(1000, (3, 64, 64), torch.float32, tmp_path / "memory.bin")
+    visited(memory, torch.tensor([700, 3]))
+    memory.reset()
+    assert not memory.values.any() and not memory.visits.any()
+    assert (tmp_path / "memory.bin").stat().st_blocks * 512 < 0.01 * memory.values.nbytes
 
 
 def test_a_mapped_file_is_never_written_over_something_else(tmp_path):
