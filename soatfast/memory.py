@@ -220,31 +220,42 @@ class PerturbationMemory:
         """Bring whole memories on all ranks together, after an epoch whose sampler spread samples over ranks anew.
 
         Each sample's row comes from the rank that visited it since the last call (the lowest of several). Cost: one
-        all-reduce of the whole memory, samples x entries x bytes; a sharded memory needs none. Collective: every rank
-        calls it. Without torch.distributed, or with one process, nothing happens.
+        all-reduce of the whole memory, samples x entries x bytes, through the GPU a block at a time where the process
+        group (NCCL) reduces nothing else; a sharded memory needs none. Collective: every rank calls it. Without
+        torch.distributed, or with one process, nothing happens.
+
+        Raises:
+            ValueError: the memory is sharded, or the ranks hold perturbations of different balls.
         """
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return
         if self.world != 1:
             raise ValueError("a sharded memory has nothing to synchronize: each sample has one rank")
         rank, world = dist.get_rank(), dist.get_world_size()
+        norms: list[float | None] = [None] * world
+        dist.all_gather_object(norms, self.p)
+        known = {p for p in norms if p is not None}
+        if len(known) > 1:
+            raise ValueError(f"the ranks' memories must be of one ball, got p = {', '.join(map(str, norms))}")
+        device = _reducible(self.device, dist.get_backend_config())
         fresh = self.visits - self._common
         claim = torch.where(fresh > 0, world - rank, 0).to(torch.int32)
         winner = claim.clone()
-        dist.all_reduce(winner, dist.ReduceOp.MAX)
+        _all_reduce(winner, device, dist.ReduceOp.MAX)
         # Rows that nobody visited are the same everywhere: rank 0 hands them round with the others.
         mine = (claim == winner) & (winner > 0) if rank else (claim == winner)
-        dist.all_reduce(fresh)
+        _all_reduce(fresh, device, dist.ReduceOp.SUM)
         self.visits.copy_(self._common + fresh)
         self._common.copy_(self.visits)
         step = self._block_rows()
         for begin in range(0, len(self), step):
             block, keep = self.values[begin : begin + step], mine[begin : begin + step]
             block[~keep] = 0
-            dist.all_reduce(block)
+            _all_reduce(block, device, dist.ReduceOp.SUM)
         if self.scale is not None:
             self.scale[~mine] = 0
-            dist.all_reduce(self.scale)
+            _all_reduce(self.scale, device, dist.ReduceOp.SUM)
+        self.p = known.pop() if known else None
 
     # ------------------------------------------------------------------------------------------ files
 
@@ -311,6 +322,21 @@ class PerturbationMemory:
 
     def _label(self) -> dict[str, str]:
         return {name: str(v) for name, v in {**self.describe(), "rank": self.rank, "world": self.world}.items()}
+
+
+def _reducible(device: torch.device, backends: str) -> torch.device:
+    """`device`, or else one whose tensors a process group's backends, such as "cpu:gloo,cuda:nccl", can reduce."""
+    served = [backend.split(":")[0] for backend in backends.split(",")]
+    if device.type in served:
+        return device
+    return torch.device("cuda", torch.cuda.current_device()) if "cuda" in served else torch.device(served[0])
+
+
+def _all_reduce(t: Tensor, device: torch.device, op: Any) -> None:
+    staged = t.to(device)
+    dist.all_reduce(staged, op)
+    if staged is not t:
+        t.copy_(staged)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.crops import CropFlip
-from soatfast.memory import PerturbationMemory, shard_range
+from soatfast.memory import PerturbationMemory, _reducible, shard_range
 from soatfast.visits import CopiedVisit
 
 SHAPE = (1, 4, 5)
@@ -471,6 +471,22 @@ def test_a_shard_keeps_its_block_alone():
     with pytest.raises(ValueError, match=r"3\.\.5"):
         memory.read(torch.tensor([2]))
     memory.synchronize()  # one process: nothing to do
+
+
+@pytest.mark.parametrize(
+    ("device", "backends", "expected"),
+    [
+        ("cpu", "cpu:gloo,cuda:gloo", "cpu"),
+        ("cpu", "cpu:gloo,cuda:nccl", "cpu"),
+        ("cuda:1", "cpu:gloo,cuda:nccl", "cuda:1"),
+        ("cpu", "cuda:nccl", "cuda:3"),
+        ("cuda:1", "cuda:nccl", "cuda:1"),
+        ("cpu", "xpu:xccl", "xpu"),
+    ],
+)
+def test_a_memory_is_reduced_where_the_process_group_can(device, backends, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    assert _reducible(torch.device(device), backends) == torch.device(expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Two gloo processes on the CPU: the same training as one process, and its exact resume."""
 
 import dataclasses
+import itertools
+import math
 import os
 import socket
 import subprocess
@@ -41,6 +43,47 @@ def plain_model(batch_norm=False):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), middle, torch.nn.Linear(16, 4))
 
 
+def visit(memory: PerturbationMemory, samples: list[int], p: float, seed: int) -> None:
+    x, g = torch.rand(2, len(samples), 7, generator=torch.Generator().manual_seed(seed))
+    with memory.visit(torch.tensor(samples), x) as row:
+        row.step(g - 0.5, x, p, 0.1, 0.5, (0.0, 1.0))
+
+
+def memories_meet(rank: int, dtype: torch.dtype, p: float) -> None:
+    """Each rank plays both for itself: a sample that both visited is rank 0's, and a second round starts alike."""
+    memory, *alone = (PerturbationMemory(6, (7,), dtype) for _ in range(3))
+    expected = alone[0]
+    rounds = ([[0, 1, 2], [2, 3]], [[3], [2, 0]], [[], [1]])
+    for number, samples in enumerate(rounds):
+        for r in (0, 1):
+            if samples[r]:
+                visit(alone[r], samples[r], p, 10 * number + r)
+        if samples[rank]:
+            visit(memory, samples[rank], p, 10 * number + rank)
+        memory.synchronize()
+        for name in ("values", "scale") if dtype == torch.int8 else ("values",):
+            rows = [i for i in samples[1] if i not in samples[0]]
+            expected._state()[name][rows] = alone[1]._state()[name][rows]
+            assert torch.equal(memory._state()[name], expected._state()[name]), (name, number)
+            alone[1]._state()[name].copy_(expected._state()[name])
+        visited = [i for both in rounds[: number + 1] for i in both[0] + both[1]]
+        assert memory.visits.tolist() == memory._common.tolist() == [visited.count(i) for i in range(6)]
+        assert memory.p == p
+    assert memory.values[:4].any(1).all() and not memory.values[4:].any()
+
+
+def balls_differ(rank: int) -> None:
+    memory = PerturbationMemory(6, (7,))
+    if rank:
+        visit(memory, [1], 2, 0)
+    memory.synchronize()
+    assert memory.p == 2 and memory.values[1].any(), "also where nothing was visited"
+    memory.reset()
+    visit(memory, [rank], 1 + rank, 0)
+    with pytest.raises(ValueError, match=r"of one ball, got p = 1\.0, 2\.0"):
+        memory.synchronize()
+
+
 def worker(folder: Path) -> None:
     torch.set_num_threads(1)
     result = train(plain_model(), loss(), make_data(), CONFIG, folder / "two")
@@ -69,6 +112,13 @@ def worker(folder: Path) -> None:
     again = replay(rank, 2)
     train(plain_model(), again, make_data(), config, folder / "shards-cut")
     assert all(torch.equal(t, again.memory._state()[name]) for name, t in own.memory._state().items())
+    for dtype, p in itertools.product((torch.float32, torch.bfloat16, torch.int8), (2, math.inf)):
+        memories_meet(rank, dtype, p)
+        with mock.patch("soatfast.memory._reducible", lambda *_: torch.device("cpu", 0)):  # a copy, as for a GPU's
+            memories_meet(rank, dtype, p)
+        with mock.patch("soatfast.memory._FILE_BYTES", 20):  # several blocks
+            memories_meet(rank, dtype, p)
+    balls_differ(rank)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
