@@ -25,7 +25,7 @@ from soatfast.memory import PerturbationMemory
 DATA = {
     "CIFAR-10": (50_000, (3, 32, 32)),
     "SVHN": (73_257, (3, 32, 32)),
-    "ImageNet 224": (1_281_167, (3, 224, 224)),
+    "ImageNet": (1_281_167, (3, 224, 224)),
 }
 BATCH = 128
 BOUNDS = (0.0, 1.0)
@@ -44,15 +44,15 @@ class Options:
 
 
 def sizes() -> str:
+    """The table of docs/replay.md."""
     lines = ["| data set | float32 | bfloat16 | int8 |", "|---|---:|---:|---:|"]
     for name, (samples, shape) in DATA.items():
-        entries = samples * torch.Size(shape).numel()
         cells = []
         for dtype in (torch.float32, torch.bfloat16, torch.int8):
-            extra = samples * (8 if dtype == torch.int8 else 4)
-            total = entries * dtype.itemsize + extra
-            cells.append(f"{total / 1e9:.1f} GB" if total > 1e10 else f"{total / 1e6:.0f} MB")
-        lines.append(f"| {name}, {samples} x {'x'.join(map(str, shape))} | " + " | ".join(cells) + " |")
+            total = PerturbationMemory(samples, shape, dtype, "meta").nbytes  # that holds nothing
+            cells.append(f"{total / 1e9:.0f} GB" if total > 1e10 else f"{total / 1e6:.0f} MB")
+        size = " x ".join((f"{samples:,}".replace(",", " "), *map(str, shape)))
+        lines.append(f"| {name}, {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -80,11 +80,11 @@ def drop(memory: PerturbationMemory) -> None:
     """Write the file's pages back and drop them from the page cache and from this process."""
     assert memory.path is not None
     pages = memory.values.untyped_storage()
-    os.sync()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.madvise(ctypes.c_void_p(pages.data_ptr()), ctypes.c_size_t(pages.nbytes()), mmap.MADV_DONTNEED):
-        raise OSError(ctypes.get_errno(), "madvise")
     with memory.path.open("rb") as file:
+        os.fsync(file.fileno())
+        if libc.madvise(ctypes.c_void_p(pages.data_ptr()), ctypes.c_size_t(pages.nbytes()), mmap.MADV_DONTNEED):
+            raise OSError(ctypes.get_errno(), "madvise")
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -108,8 +108,6 @@ def main(options: Options) -> None:
                     continue
                 path = Path(folder) / f"{name}-{dtype}"
                 for place, cold in (("cpu", False), (path, False), (path, True)):
-                    if cold is False and isinstance(place, Path) and place.exists():
-                        continue
                     memory = PerturbationMemory(rows, shape, dtype, place)
                     fill(memory)
                     milliseconds, speed = rate(memory, options.batches, cold)
@@ -117,7 +115,7 @@ def main(options: Options) -> None:
                     label = str(dtype).removeprefix("torch.")
                     print(f"| {name}, {label}, {where} | {milliseconds:.1f} | {speed / 1e6:.0f} |", flush=True)
                     del memory
-                path.unlink(missing_ok=True)
+                path.unlink()
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class PerturbationMemory:
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.visits.nbytes + (0 if self.scale is None else self.scale.nbytes)
+        return sum(t.nbytes for t in self._state().values())
 
     def describe(self) -> dict[str, Any]:
         """What makes two memories the same kind, in JSON's terms."""

@@ -56,9 +56,12 @@ def test_each_sample_has_its_own_row(dtype, p):
 
 def test_bytes():
     assert PerturbationMemory(100, SHAPE, torch.int8).values.nbytes == 100 * 20
-    assert PerturbationMemory(100, SHAPE, torch.int8).nbytes == 100 * (20 + 8)
-    assert PerturbationMemory(100, SHAPE, torch.bfloat16).nbytes == 100 * (40 + 4)
-    assert PerturbationMemory(100, SHAPE).nbytes == 100 * (80 + 4)
+    assert PerturbationMemory(100, SHAPE, torch.int8).nbytes == 100 * (20 + 12)
+    assert PerturbationMemory(100, SHAPE, torch.bfloat16).nbytes == 100 * (40 + 8)
+    assert PerturbationMemory(100, SHAPE).nbytes == 100 * (80 + 8)
+    memory = PerturbationMemory(100, SHAPE, torch.int8)
+    held = [t for t in vars(memory).values() if isinstance(t, Tensor)]
+    assert memory.nbytes == sum(t.nbytes for t in held), "everything it allocates"
 
 
 @given(
