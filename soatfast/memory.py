@@ -58,8 +58,8 @@ class PerturbationMemory:
     ``p`` is the norm of the first step, None before it: one memory serves one ball until :meth:`reset`.
 
     Raises:
-        TypeError, ValueError: no such dtype, samples or shape not positive, rank not below world, a file that is
-            something else or another memory's.
+        TypeError, ValueError: no such dtype or device, samples or shape not positive, rank not below world, a file that
+            is something else or another memory's.
 
     >>> memory = PerturbationMemory(50_000, (3, 32, 32), torch.int8)
     >>> memory.values.nbytes / 2**20, memory
@@ -101,7 +101,7 @@ class PerturbationMemory:
             self.values, lock = mapped(self.path, (rows, *self.shape), dtype)
             weakref.finalize(self, os.close, lock)
         else:
-            self.values = torch.zeros((rows, *self.shape), dtype=dtype, device=device)
+            self.values = torch.zeros((rows, *self.shape), dtype=dtype, device=_device(device))
         self.device = self.values.device
         self.scale = torch.ones(rows, device=self.device) if dtype == torch.int8 else None
         self.visits = torch.zeros(rows, dtype=torch.int32, device=self.device)
@@ -322,6 +322,13 @@ class PerturbationMemory:
 
     def _label(self) -> dict[str, str]:
         return {name: str(v) for name, v in {**self.describe(), "rank": self.rank, "world": self.world}.items()}
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"torch has no device {device!r}; for a file give a pathlib.Path") from error
 
 
 def _reducible(device: torch.device, backends: str) -> torch.device:

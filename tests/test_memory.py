@@ -533,7 +533,8 @@ def test_bad_batches():
         ({"augment": "flip"}, TypeError, "CropFlip"),
         ({"shape": (5,), "augment": CropFlip()}, ValueError, r"\(C, H, W\)"),
         ({"rank": 2, "world": 2}, ValueError, "rank"),
-        ({"device": "cdua"}, RuntimeError, "cdua"),
+        ({"device": "cdua"}, ValueError, "torch has no device 'cdua'"),
+        ({"device": "memory.bin"}, ValueError, "no device 'memory.bin'; for a file give a pathlib.Path"),
     ],
 )
 def test_bad_arguments(change, error, message):

@@ -1,8 +1,9 @@
 """Fused operations on batches: everything that happens between two network passes, in one launch each.
 
 Each takes tensors of any shape (B, ...), validates, views them as (B, D) and calls the registered kernel: C++ on the
-CPU, Triton or CUDA C++ on a GPU, the pure-PyTorch reference anywhere else. A channels_last batch is viewed, not copied.
-None of them is differentiable: an attack's perturbation carries no gradient.
+CPU, Triton or CUDA C++ on a GPU, the pure-PyTorch reference anywhere else. A channels_last batch is viewed, not copied,
+but for the replay ops: they copy it to the order of the memory's rows (NCHW), and their result back. None of them is
+differentiable: an attack's perturbation carries no gradient.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import contract
-from ._arguments import box, boxed_order, per_sample
+from ._arguments import Layout, box, boxed_order, per_sample
 from ._dispatch import kernel
 
 
@@ -25,7 +25,8 @@ def _replayed(
     if not memory.is_contiguous():
         raise ValueError("memory must be contiguous: it is updated in place")
     if (scale is not None) != (memory.dtype == torch.int8):
-        raise ValueError(f"an int8 memory needs scale, another takes none; got {memory.dtype} and scale {scale!r}")
+        given = scale if scale is None else tuple(scale.shape)
+        raise ValueError(f"an int8 memory needs scale, another takes none; got {memory.dtype} and scale {given}")
     if scale is not None and (scale.shape != memory.shape[:1] or scale.dtype != torch.float32):
         raise ValueError(f"scale must be float32 of shape ({len(memory)},), got {scale.dtype} {tuple(scale.shape)}")
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
@@ -41,10 +42,7 @@ def _replayed(
 
 def _like(rows: Tensor, x: Tensor) -> Tensor:
     """rows (B, D) in x's shape and layout."""
-    out = rows.view(x.shape)
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return out.contiguous(memory_format=torch.channels_last)
-    return out
+    return rows.view(x.shape).contiguous(memory_format=Layout(x).format)
 
 
 def replay_start(
