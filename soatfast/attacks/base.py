@@ -133,7 +133,7 @@ class Attack:
 
     def replay_passes(self, batch: int = 1) -> Passes:
         """Passes of one :meth:`replay`: a forward and a backward to the input for each step."""
-        steps = getattr(self, "steps", 0)
+        steps: int = self.steps  # type: ignore[attr-defined]  # which every attack with _replay has
         return passes_of(batch, forward=steps, backward_input=steps)
 
     def passes(self, batch: int = 1) -> Passes:

@@ -44,8 +44,7 @@ class FrankWolfe(Attack):
     With a memory (``AdversarialTraining(attack, memory=memory)``) a sample's v starts where its last visit left it, and
     each step is Frank-Wolfe on the loss itself: v <- (1 - gamma) v + gamma lmo_p(g(x + v); eps), kept in the box. No
     pass at x; h is 1, ``init`` has no use, and gamma None means 0.5. That and no 2/(k+2) over the visits, because
-    the model changes between them: on the digits (eps 0.3, 3 seeds) a constant 0.5 gave 60.4 +- 2.5 % PGD-40, 0.3
-    60.6, 0.7 57.6, max(2/(k+2), 0.5) 58.3, a restart every 5 epochs 51.6, a restart where the gap is large 57.8.
+    the model changes between them; docs/replay.md has what other steps and restarts gave.
 
     Defaults: the paper's CIFAR-10 Linf setting FE(3).
 
