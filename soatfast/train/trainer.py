@@ -244,9 +244,9 @@ def _epoch(
     guard: OverfittingGuard | None,
 ) -> dict[str, Any]:
     loss = _with_fraction(loss, config.eps_fraction(epoch))
-    attack = getattr(loss, "attack", None)
-    if guard is not None and guard.alarmed and attack is not None:
-        loss = loss.with_steps(max(attack.steps, config.guard_steps))
+    attack: Any = getattr(loss, "attack", None)
+    if guard is not None and guard.alarmed and attack.steps < config.guard_steps:
+        loss = loss.with_steps(config.guard_steps)
     total = torch.zeros((), device=accelerator.device)
     _synchronize(accelerator.device)
     start = time.perf_counter()

@@ -393,6 +393,14 @@ def test_an_alarm_gives_the_next_epoch_more_steps(tmp_path, monkeypatch):
     assert same(expected, resumed(tmp_path / "cut", loss, GUARDED)[1]), "the alarm is remembered"
 
 
+def test_an_alarm_leaves_a_loss_of_enough_steps_as_it_is(tmp_path, monkeypatch):
+    loss = AdversarialTraining(PGD(eps=0.1, steps=6, step_size=0.01))
+    _, expected = whole(tmp_path / "plain", loss)
+    monkeypatch.setattr("soatfast.train.trainer.OverfittingGuard", Alarming)
+    result, found = whole(tmp_path / "alarmed", loss, GUARDED)
+    assert result.history[0]["guard"]["fired"] and same(expected, found)
+
+
 def test_a_silent_guard_changes_nothing_but_the_history(tmp_path):
     plain, first = whole(tmp_path / "plain")
     watched, second = whole(tmp_path / "watched", config=GUARDED)
