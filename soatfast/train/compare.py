@@ -88,10 +88,11 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model with its figures; `accuracies` has one entry for every attack."""
+    """One trained model with its figures; `loss` is described in JSON's terms, `accuracies` has one entry an attack."""
 
     seed: int
     model: nn.Module = field(repr=False)
+    loss: dict[str, Any] = field(repr=False)
     training: TrainResult
     accuracies: dict[str, AccuracyResult]
 
@@ -137,7 +138,7 @@ def _run(
     samples = data.test
     found = {key: _evaluate(config, model, samples, key, task, folder) for key in config.attacks}
     progress.note(", ".join(f"{ATTACKS[key][0][:-2]} {100 * value.accuracy:.1f} %" for key, value in found.items()))
-    return Run(seed, model, result, found)
+    return Run(seed, model, checkpoint.describe(loss), result, found)
 
 
 def _task(config: CompareConfig, data: Data) -> Task:
@@ -231,7 +232,7 @@ def _write(config: CompareConfig, data: Data, runs: dict[str, list[Run]], table:
     methods = {
         name: {
             "label": METHODS[name].label,
-            "loss": checkpoint.describe(METHODS[name].loss(task)),
+            "loss": found[0].loss,
             "runs": [_run_json(run) for run in found],
         }
         for name, found in runs.items()
