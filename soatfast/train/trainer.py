@@ -160,10 +160,11 @@ def train(
     refused with RunFolderError. resume=False starts anew. Seconds and passes: see TrainResult; the counting
     step runs on a copy of the model before the clock starts.
 
-    A loss with a PerturbationMemory is given the samples' numbers, and the moves of an augmented batch. The memory is
-    saved and resumed with the rest; a new run starts from an empty one. With several processes give each its shard
-    (rank, world): each sample then stays on its rank. With a whole memory on each the samples are spread anew every
-    epoch, and the memories are brought together after it.
+    A loss with a PerturbationMemory (its attribute `memory`) is called as `loss(model, x, y, index, moves)`: the
+    samples' numbers, and the moves of an augmented batch or None. The memory is saved and resumed with the rest; a new
+    run starts from an empty one. With several processes give each its shard (rank, world): each sample then stays on
+    its rank. With a whole memory on each the samples are spread anew every epoch, and the memories are brought together
+    after it.
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
@@ -255,7 +256,7 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
-        value = loss(model, *batch)
+        value = _value(loss, model, batch)
         accelerator.backward(value)
         optimizer.step()
         total += value.detach()
@@ -277,6 +278,12 @@ def _epoch(
     return row if reading is None else {**row, "guard": dataclasses.asdict(reading)}
 
 
+def _value(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of a batch; only one with a memory is told the samples' numbers and moves."""
+    known: tuple[Any, ...] = (batch.x, batch.y) if getattr(loss, "memory", None) is None else batch
+    return loss(model, *known)
+
+
 def _count(
     model: nn.Module, loss: Loss, batches: Batches, config: TrainConfig, accelerator: Accelerator
 ) -> dict[str, int]:
@@ -284,7 +291,7 @@ def _count(
     twin = copy.deepcopy(model)
     batch = next(_layout(batches.epoch(0), config))
     with _states_kept(loss, batch), accelerator.autocast(), count_passes(twin) as passes:
-        loss(twin, *batch).backward()  # type: ignore[no-untyped-call]
+        _value(loss, twin, batch).backward()  # type: ignore[no-untyped-call]
     return dataclasses.asdict(passes.total())
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from soatfast.attacks import PGD, FrankWolfe
 from soatfast.gradients import InputGradient
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
+from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
 from soatfast.memory import PerturbationMemory
 from soatfast.train import RunFolderError, TrainConfig, UserError, checkpoint, train
 from soatfast.train.guard import OverfittingGuard
@@ -212,6 +212,21 @@ def test_fresh_start(tmp_path):
     train(model, PGD_LOSS, make_data(), other, tmp_path, resume=False)
     assert not same(weights(model), expected)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own(Loss):
+    """A user's loss, of the three arguments that the base class has."""
+
+    def __call__(self, model, x, y):
+        return CrossEntropy()(model, x, y)
+
+
+@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, flip=True)], ids=["plain", "flips"])
+def test_a_loss_of_three_arguments(tmp_path, config):
+    _, expected = whole(tmp_path / "known", CrossEntropy(), config)
+    _, found = whole(tmp_path / "own", Own(), config)
+    assert same(expected, found)
 
 
 def test_interruption_leaves_the_model_unwrapped(tmp_path):
