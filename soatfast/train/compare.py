@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from soatfast.evaluate import pictures
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy
+from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
 from soatfast.losses import SCORPIO, AdversarialTraining, Loss
 from soatfast.train import checkpoint
@@ -107,6 +108,11 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
         raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
     progress = progress or Progress()
     checkpoint.make_writable(config.run_dir)
+    if "autoattack" in config.attacks:  # asked now, and not after hours of training
+        try:
+            require_torchattacks()
+        except ImportError as error:
+            raise UserError(str(error)) from error
     data = _subset(load_data(config.data, config.data_root, config.download), config)
     runs: dict[str, list[Run]] = {name: [] for name in config.methods}
     todo = [(name, config.train.seed + i) for i in range(config.seeds) for name in config.methods]

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import sys
+from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -185,6 +187,7 @@ def test_results_describe_the_loss_that_was_trained(tmp_path, monkeypatch):
 
 def test_autoattack_is_run_once_for_the_same_weights(tmp_path, monkeypatch):
     """The attack itself has its own test; here a stand-in counts its calls."""
+    monkeypatch.setitem(sys.modules, "torchattacks", ModuleType("torchattacks"))
     calls = []
 
     @dataclasses.dataclass(frozen=True)
@@ -205,6 +208,15 @@ def test_autoattack_is_run_once_for_the_same_weights(tmp_path, monkeypatch):
     assert len(calls) == count and second.rows[0]["autoattack"] == first.rows[0]["autoattack"]
     compare(dataclasses.replace(config, fresh=True, train=dataclasses.replace(config.train, lr=2e-3)))
     assert len(calls) > count
+
+
+def test_missing_torchattacks_is_found_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    notes = Notes()
+    config = dataclasses.replace(TINY, run_dir=tmp_path, attacks=(*QUICK, "autoattack"))
+    with pytest.raises(UserError, match="pip install --no-deps torchattacks"):
+        compare(config, notes)
+    assert not notes.stages
 
 
 def test_unwritable_folder_is_found_before_any_work(tmp_path):
