@@ -150,6 +150,7 @@ def train(
     run_dir: str | Path = "runs/train",
     resume: bool = True,
     progress: Progress | None = None,
+    check: bool = True,
 ) -> TrainResult:
     """Train `model` in place by `loss(model, x, y).backward()`; it ends on the device it was trained on.
 
@@ -164,7 +165,8 @@ def train(
     samples' numbers, and the moves of an augmented batch or None. The memory is saved and resumed with the rest; a new
     run starts from an empty one. With several processes give each its shard (rank, world): each sample then stays on
     its rank. With a whole memory on each the samples are spread anew every epoch, and the memories are brought together
-    after it.
+    after it. A few samples are read twice, and a data set that changes them is refused with ValueError; check=False,
+    for changes that do not move pixels (noise, colour), leaves that out.
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
@@ -172,7 +174,7 @@ def train(
     accelerator = Accelerator(mixed_precision=config.precision)
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Progress()
-    memory = _memory(loss, data, config, accelerator)
+    memory = _memory(loss, data, config, accelerator, check)
     options = _options(model, loss, data, config, accelerator.num_processes)
     if not resume and main:
         checkpoint.remove_run(folder)
@@ -311,7 +313,9 @@ def _layout(batches: Iterator[Batch], config: TrainConfig) -> Iterator[Batch]:
         yield batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last)) if config.channels_last else batch
 
 
-def _memory(loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerator) -> PerturbationMemory | None:
+def _memory(
+    loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerator, check: bool
+) -> PerturbationMemory | None:
     """The loss's memory, if it has one and it fits data, augmentation and processes."""
     memory: PerturbationMemory | None = getattr(loss, "memory", None)
     if memory is None:
@@ -323,8 +327,8 @@ def _memory(loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerato
         raise ValueError(f"the data is augmented by {config.augment}, the memory follows {memory.augment}")
     if (memory.rank, memory.world) not in ((0, 1), (rank, world)):
         raise ValueError(f"this is process {rank} of {world}, the memory is {memory}")
-    if not isinstance(data.train, TensorDataset):
-        check_unchanging(data.train)
+    if check and not isinstance(data.train, TensorDataset):
+        check_unchanging(data.train, config.augment, "as TrainConfig(crop_padding=..., flip=...)")
     return memory
 
 

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from soatfast.attacks import PGD, FrankWolfe
 from soatfast.gradients import InputGradient
@@ -354,6 +355,38 @@ def test_memory_and_training_must_fit(tmp_path):
     loss = AdversarialTraining(FrankWolfe(steps=1), memory=PerturbationMemory(40, (1, 8, 8), rank=1, world=2))
     with pytest.raises(ValueError, match="process 0 of 1"):
         whole(tmp_path, loss)
+
+
+class Noisy(Dataset):
+    """Samples of any shape that change a little from read to read."""
+
+    def __init__(self, tensors, noise=0.01):
+        self.tensors, self.noise = tensors, noise
+
+    def __len__(self):
+        return len(self.tensors)
+
+    def __getitem__(self, i):
+        x, y = self.tensors[i]
+        return (x + self.noise * torch.rand(x.shape)).clamp(0, 1), y
+
+
+def test_a_data_set_that_changes_its_samples_is_refused(tmp_path):
+    data = make_data()
+    data = dataclasses.replace(data, train=Noisy(data.train))
+    with pytest.raises(ValueError, match=r"Noisy changes .* TrainConfig\(crop_padding=..., flip=...\); check=False is"):
+        train(make_model(), replay(), data, CONFIG, tmp_path)
+    loss = replay()
+    train(make_model(), loss, data, CONFIG, tmp_path, check=False)
+    assert loss.memory.visits.tolist() == [3] * 40
+
+
+def test_a_memory_of_samples_that_are_no_images(tmp_path):
+    data = make_data(shape=(6,))
+    data = dataclasses.replace(data, train=Noisy(data.train, noise=0))
+    loss = replay(shape=(6,))
+    train(nn.Linear(6, 4), loss, data, CONFIG, tmp_path)
+    assert loss.memory.visits.tolist() == [3] * 40
 
 
 def test_another_kind_of_memory_is_another_run(tmp_path):
