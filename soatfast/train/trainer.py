@@ -163,10 +163,11 @@ def train(
 
     A loss with a PerturbationMemory (its attribute `memory`) is called as `loss(model, x, y, index, moves)`: the
     samples' numbers, and the moves of an augmented batch or None. The memory is saved and resumed with the rest; a new
-    run starts from an empty one. With several processes give each its shard (rank, world): each sample then stays on
-    its rank. With a whole memory on each the samples are spread anew every epoch, and the memories are brought together
-    after it. A few samples are read twice, and a data set that changes them is refused with ValueError; check=False,
-    for changes that do not move pixels (noise, colour), leaves that out.
+    run starts from an empty one, and a finished run whose last checkpoint was deleted leaves it alone. With several
+    processes give each its shard (rank, world): each sample then stays on its rank. With a whole memory on each the
+    samples are spread anew every epoch, and the memories are brought together after it. A few samples are read twice,
+    and a data set that changes them is refused with ValueError; check=False, for changes that do not move pixels
+    (noise, colour), leaves that out.
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
@@ -180,9 +181,12 @@ def train(
         checkpoint.remove_run(folder)
     accelerator.wait_for_everyone()
     known = checkpoint.check_options(folder, options)
+    saved = checkpoint.checkpoints(folder)
     accelerator.wait_for_everyone()
     if known and (folder / checkpoint.RESULT).is_file() and (folder / checkpoint.WEIGHTS).is_file():
         checkpoint.load_weights(model.to(accelerator.device), folder / checkpoint.WEIGHTS)
+        if memory is not None and saved:
+            checkpoint.load_memory(saved[-1], memory)
         progress.note("trained already")
         return TrainResult(**checkpoint.read_json(folder / checkpoint.RESULT))
     if main:
@@ -199,7 +203,6 @@ def train(
     )
     guard = _guard(loss, data, config, accelerator)
     state = _State(generators=list(checkpoint.generators(loss)), guard=guard)
-    saved = checkpoint.checkpoints(folder)
     if not saved:
         if memory is not None:
             memory.reset()

@@ -343,6 +343,17 @@ def test_a_new_run_starts_from_an_empty_memory(tmp_path):
     assert same(first, second)
 
 
+def test_a_finished_run_brings_its_memory_along(tmp_path):
+    loss, again = replay(), replay()
+    whole(tmp_path, loss)
+    assert resumed(tmp_path, again)[2] == ["trained already"]
+    assert all(torch.equal(t, again.memory._state()[name]) for name, t in loss.memory._state().items())
+    shutil.rmtree(tmp_path / "checkpoint-0003")
+    bare = replay()
+    assert resumed(tmp_path, bare)[2] == ["trained already"]
+    assert not bare.memory.visits.any()
+
+
 def test_memory_and_training_must_fit(tmp_path):
     with pytest.raises(ValueError, match=r"40 samples of shape \(1, 8, 8\), the memory is .*samples=39"):
         whole(tmp_path, replay(samples=39))
