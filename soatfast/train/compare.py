@@ -101,8 +101,7 @@ class Run:
 def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
     """Run the comparison; write results.json, results.md and comparison.png; return the table.
 
-    Training seconds are those of the training steps alone. Every run begins with the weights that its seed
-    gives.
+    Training seconds: see TrainResult. Every run begins with the weights that its seed gives.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")

@@ -106,7 +106,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """seconds: of training steps alone, over all sittings. passes: counted on one step (fields of Passes).
+    """seconds: of the epochs, over all sittings: their batches and steps, bringing whole memories together, and the
+    guard's readings; not checkpoints. passes: counted on one step of the first epoch (fields of Passes), so neither
+    the guard's nor the steps that an alarm adds.
 
     history: one dict per epoch with epoch, loss (mean over its steps), eps, lr, seconds and the guard's reading.
     """
