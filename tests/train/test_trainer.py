@@ -315,9 +315,13 @@ def test_learning_rate_schedules():
 # ---------------------------------------------------------------------------------------------- memory
 
 
-def replay(dtype=torch.int8, augment=None, samples=40, shape=(1, 8, 8), attack=None):
-    memory = PerturbationMemory(samples, shape, dtype, augment=augment)
-    return AdversarialTraining(attack or FrankWolfe(eps=0.1, steps=1), memory=memory)
+def replay(dtype=torch.int8, augment=None, samples=40, shape=(1, 8, 8), device="cpu"):
+    memory = PerturbationMemory(samples, shape, dtype, device, augment=augment)
+    return AdversarialTraining(FrankWolfe(eps=0.1, steps=1), memory=memory)
+
+
+def same_memory(a, b):
+    return same(a.memory._state(), b.memory._state())
 
 
 CROPS = dataclasses.replace(CONFIG, crop_padding=1, flip=True)
@@ -331,9 +335,21 @@ def test_a_memory_survives_any_interruption_bit_for_bit(tmp_path, config, step):
     interrupted(tmp_path / "cut", Interrupt(step=step), replay(augment=config.augment), config)
     _, found, notes = resumed(tmp_path / "cut", again, config)
     assert same(expected, found)
-    assert all(torch.equal(t, again.memory._state()[name]) for name, t in first.memory._state().items())
+    assert same_memory(first, again)
     assert first.memory.visits.tolist() == [3] * 40
     assert notes == [f"resumed after epoch {step // 4} of 3"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+def test_a_mapped_memory_trains_and_resumes_like_one_in_ram(tmp_path, dtype):
+    loss = replay(dtype)
+    _, expected = whole(tmp_path / "whole", loss)
+    interrupted(tmp_path / "cut", Interrupt(step=6), replay(dtype, device=tmp_path / "first"))
+    again = replay(dtype, device=tmp_path / "second")
+    assert again.memory.path == tmp_path / "second"
+    _, found, notes = resumed(tmp_path / "cut", again)
+    assert notes == ["resumed after epoch 1 of 3"]
+    assert same(expected, found) and same_memory(loss, again)
 
 
 def test_a_new_run_starts_from_an_empty_memory(tmp_path):
@@ -347,7 +363,7 @@ def test_a_finished_run_brings_its_memory_along(tmp_path):
     loss, again = replay(), replay()
     whole(tmp_path, loss)
     assert resumed(tmp_path, again)[2] == ["trained already"]
-    assert all(torch.equal(t, again.memory._state()[name]) for name, t in loss.memory._state().items())
+    assert same_memory(loss, again)
     shutil.rmtree(tmp_path / "checkpoint-0003")
     bare = replay()
     assert resumed(tmp_path, bare)[2] == ["trained already"]
@@ -465,6 +481,25 @@ def test_a_silent_guard_changes_nothing_but_the_history(tmp_path):
     watched, second = whole(tmp_path / "watched", config=GUARDED)
     assert same(first, second)
     assert "guard" not in plain.history[0] and 0 <= watched.history[2]["guard"]["one_step_accuracy"] <= 1
+
+
+def test_a_guard_leaves_the_memory_alone(tmp_path):
+    plain, watched = replay(), replay()
+    _, expected = whole(tmp_path / "plain", plain)
+    result, found = whole(tmp_path / "watched", watched, GUARDED)
+    assert "guard" in result.history[0]
+    assert same(expected, found) and same_memory(plain, watched)
+
+
+def test_an_alarm_gives_a_loss_with_a_memory_more_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("soatfast.train.trainer.OverfittingGuard", Alarming)
+    loss, again = replay(), replay()
+    with mock.patch.object(FrankWolfe, "_replay", autospec=True, side_effect=FrankWolfe._replay) as visits:
+        _, expected = whole(tmp_path / "whole", loss, GUARDED)
+    assert [call.args[0].steps for call in visits.call_args_list] == [1] * 5 + [5] * 4 + [1] * 4  # counting step first
+    assert loss.memory.visits.tolist() == [3] * 40
+    interrupted(tmp_path / "cut", Interrupt(step=6), replay(), GUARDED)
+    assert same(expected, resumed(tmp_path / "cut", again, GUARDED)[1]) and same_memory(loss, again)
 
 
 def test_a_guard_needs_an_attack(tmp_path):
