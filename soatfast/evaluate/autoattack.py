@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from ..attacks.base import check_batch, check_radius
+from ..gradients import InputGradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +46,25 @@ class AutoAttack:
 
         Raises:
             ImportError: torchattacks is not there.
+            TypeError: the model is no module; x or y as for any attack.
         """
-        try:
-            import torchattacks
-        except ImportError as error:
-            raise ImportError(f"AutoAttack needs torchattacks: pip install --no-deps torchattacks ({error})") from error
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"AutoAttack needs a module, got {type(model).__name__}")
+        torchattacks = require_torchattacks()
         check_batch(x, y, (0.0, 1.0))
         if len(x) == 0:
             return x.detach().clone()
         norm = "L2" if self.p == 2 else "Linf"
-        flags = [(module, module.training) for module in model.modules()]
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        try:
-            model.eval()
-            for parameter in trainable:  # torchattacks would compute their gradients too
-                parameter.requires_grad_(False)
-            with torch.enable_grad():
-                attack = torchattacks.AutoAttack(model, norm, self.eps, n_classes=self.classes, seed=self.seed)
-                return attack(x.clamp(0, 1), y).detach()
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
-            for module, training in flags:
-                module.training = training
+        # torchattacks would compute the parameters' gradients too: in the oracle's block they need none.
+        with InputGradient(model) as oracle, torch.enable_grad():
+            attack = torchattacks.AutoAttack(oracle.model, norm, self.eps, n_classes=self.classes, seed=self.seed)
+            return attack(x.clamp(0, 1), y).detach()
+
+
+def require_torchattacks() -> ModuleType:
+    """The package, imported; ImportError that says how to get it."""
+    try:
+        import torchattacks
+    except ImportError as error:
+        raise ImportError(f"AutoAttack needs torchattacks: pip install --no-deps torchattacks ({error})") from error
+    return torchattacks

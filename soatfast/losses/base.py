@@ -21,15 +21,13 @@ class Loss:
     """``loss(model, x, y)`` returns the scalar to call ``.backward()`` on.
 
     A loss with a memory needs the samples' numbers as well, ``loss(model, x, y, index)``, and where the data set
-    augments, ``loss(model, x, y, index, moves)``; one without a memory has no use for them.
+    augments, ``loss(model, x, y, index, moves)``.
 
     The training forwards run in the mode and through the wrapper (DistributedDataParallel, autocast) that the caller
     gives; an attack inside runs in its own mode and leaves the model as it was.
     """
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise NotImplementedError
 
     def passes(self, batch: int = 1) -> Passes:
@@ -89,9 +87,7 @@ class CrossEntropy(Loss):
     tensor(0.6931)
     """
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         check_batch(x, y, (-float("inf"), float("inf")))
         return mean(sample_losses(model, x, y))
 

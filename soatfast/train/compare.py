@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from soatfast.evaluate import pictures
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy
+from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
 from soatfast.losses import SCORPIO, AdversarialTraining, Loss
 from soatfast.train import checkpoint
@@ -88,10 +89,11 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model with its figures; `accuracies` has one entry for every attack."""
+    """One trained model with its figures; `loss` is described in JSON's terms, `accuracies` has one entry an attack."""
 
     seed: int
     model: nn.Module = field(repr=False)
+    loss: dict[str, Any] = field(repr=False)
     training: TrainResult
     accuracies: dict[str, AccuracyResult]
 
@@ -99,13 +101,17 @@ class Run:
 def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
     """Run the comparison; write results.json, results.md and comparison.png; return the table.
 
-    Training seconds are those of the training steps alone. Every run begins with the weights that its seed
-    gives.
+    Training seconds: see TrainResult. Every run begins with the weights that its seed gives.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
     progress = progress or Progress()
     checkpoint.make_writable(config.run_dir)
+    if "autoattack" in config.attacks:  # asked now, and not after hours of training
+        try:
+            require_torchattacks()
+        except ImportError as error:
+            raise UserError(str(error)) from error
     data = _subset(load_data(config.data, config.data_root, config.download), config)
     runs: dict[str, list[Run]] = {name: [] for name in config.methods}
     todo = [(name, config.train.seed + i) for i in range(config.seeds) for name in config.methods]
@@ -137,7 +143,7 @@ def _run(
     samples = data.test
     found = {key: _evaluate(config, model, samples, key, task, folder) for key in config.attacks}
     progress.note(", ".join(f"{ATTACKS[key][0][:-2]} {100 * value.accuracy:.1f} %" for key, value in found.items()))
-    return Run(seed, model, result, found)
+    return Run(seed, model, checkpoint.describe(loss), result, found)
 
 
 def _task(config: CompareConfig, data: Data) -> Task:
@@ -231,7 +237,7 @@ def _write(config: CompareConfig, data: Data, runs: dict[str, list[Run]], table:
     methods = {
         name: {
             "label": METHODS[name].label,
-            "loss": checkpoint.describe(METHODS[name].loss(task)),
+            "loss": found[0].loss,
             "runs": [_run_json(run) for run in found],
         }
         for name, found in runs.items()

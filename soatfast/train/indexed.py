@@ -22,13 +22,13 @@ _CHECKED = 8  # samples read twice: a flip of every other one goes unseen once i
 class IndexedDataset(Dataset[tuple[Any, ...]]):
     """Item i of `dataset` as (x, y, i), or with `augment` as (x moved, y, i, moves (3,)).
 
-    For DataLoader and its default collation, which make x (B, C, H, W), i (B,) int64 and moves (B, 3). The moves come
+    For DataLoader and its default collation, which make x (B, ...), i (B,) int64 and moves (B, 3). The moves come
     from torch's global generator: in a worker process from the worker's, which the DataLoader seeds anew each epoch, so
     that every epoch has other moves. Give the data set as it is stored, without random transforms: a stored
     perturbation follows its image only through moves that it is told.
 
     Args:
-        dataset: a map-style data set of (x, y), x a tensor (C, H, W).
+        dataset: a map-style data set of (x, y), x a tensor; with `augment` an image (C, H, W).
         augment: crops and flips, or None.
         check: read some samples twice and refuse a data set that gives another image the second time. The random
             states of torch, random and numpy are put back; a generator of the data set's own is not.
@@ -53,10 +53,10 @@ class IndexedDataset(Dataset[tuple[Any, ...]]):
         if len(self) == 0:
             raise ValueError("the data set is empty")
         if check:
-            check_unchanging(dataset)
+            check_unchanging(dataset, augment, "as augment=CropFlip(...)")
         else:
             with _random_states_kept():
-                _read(dataset, 0)
+                _read(dataset, 0, augment)
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ class IndexedDataset(Dataset[tuple[Any, ...]]):
         if not -len(self) <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} samples")
         i %= len(self)  # -1 is the last sample, also in the memory
-        x, y = _read(self.dataset, i)
+        x, y = _read(self.dataset, i, self.augment)
         if self.augment is None:
             return x, y, i
         moves = self.augment.draw(1)
@@ -126,29 +126,32 @@ def check_augment(augment: Any) -> None:
         )
 
 
-def check_unchanging(dataset: Dataset[Any]) -> None:
-    """Raise ValueError if one of a few samples of `dataset`, read twice, has another image the second time."""
+def check_unchanging(dataset: Dataset[Any], augment: CropFlip | None, instead: str) -> None:
+    """Raise ValueError if one of a few samples of `dataset`, read twice, has another x the second time.
+
+    instead: how crops and flips are given here, for the message.
+    """
     samples = len(dataset)  # type: ignore[arg-type]
     spread = sorted({k * (samples - 1) // (_CHECKED - 1) for k in range(_CHECKED)})
     with _random_states_kept():
         for i in spread:
-            first = _read(dataset, i)[0].clone()  # a data set may write the next image into the same memory
-            again = _read(dataset, i)[0]
+            first = _read(dataset, i, augment)[0].clone()  # a data set may write the next one into the same memory
+            again = _read(dataset, i, augment)[0]
             if first.shape != again.shape or not torch.equal(first.nan_to_num(), again.nan_to_num()):
                 raise ValueError(
                     f"{type(dataset).__name__} changes its samples from read to read (item {i} did): a stored "
                     f"perturbation cannot follow a transformation that it does not know. Take random crops and flips "
-                    f"out of the data set and give them as augment=CropFlip(...); check=False is for changes that do "
-                    f"not move pixels (noise, colour)"
+                    f"out of the data set and give them {instead}; check=False is for changes that do not move pixels "
+                    f"(noise, colour)"
                 )
 
 
-def _read(dataset: Dataset[Any], i: int) -> tuple[Tensor, Any]:
+def _read(dataset: Dataset[Any], i: int, augment: CropFlip | None) -> tuple[Tensor, Any]:
     item = dataset[i]
-    if not isinstance(item, (tuple, list)) or len(item) != 2 or not isinstance(item[0], Tensor) or item[0].dim() != 3:
-        raise TypeError(
-            f"the data set must yield (image, label) with a tensor image (C, H, W), got {_described(item)} as item {i}"
-        )
+    pair = isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Tensor)
+    if not pair or (augment is not None and item[0].dim() != 3):
+        x = "x a tensor" if augment is None else "x a tensor (C, H, W) to crop and flip"
+        raise TypeError(f"the data set must yield (x, y), {x}, got {_described(item)} as item {i}")
     return item[0], item[1]
 
 

@@ -106,7 +106,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """seconds: of training steps alone, over all sittings. passes: counted on one step (fields of Passes).
+    """seconds: of the epochs, over all sittings: their batches and steps, bringing whole memories together, and the
+    guard's readings; not checkpoints. passes: counted on one step of the first epoch (fields of Passes), so neither
+    the guard's nor the steps that an alarm adds.
 
     history: one dict per epoch with epoch, loss (mean over its steps), eps, lr, seconds and the guard's reading.
     """
@@ -150,6 +152,7 @@ def train(
     run_dir: str | Path = "runs/train",
     resume: bool = True,
     progress: Progress | None = None,
+    check: bool = True,
 ) -> TrainResult:
     """Train `model` in place by `loss(model, x, y).backward()`; it ends on the device it was trained on.
 
@@ -160,10 +163,13 @@ def train(
     refused with RunFolderError. resume=False starts anew. Seconds and passes: see TrainResult; the counting
     step runs on a copy of the model before the clock starts.
 
-    A loss with a PerturbationMemory is given the samples' numbers, and the moves of an augmented batch. The memory is
-    saved and resumed with the rest; a new run starts from an empty one. With several processes give each its shard
-    (rank, world): each sample then stays on its rank. With a whole memory on each the samples are spread anew every
-    epoch, and the memories are brought together after it.
+    A loss with a PerturbationMemory (its attribute `memory`) is called as `loss(model, x, y, index, moves)`: the
+    samples' numbers, and the moves of an augmented batch or None. The memory is saved and resumed with the rest; a new
+    run starts from an empty one, and a finished run whose last checkpoint was deleted leaves it alone. With several
+    processes give each its shard (rank, world): each sample then stays on its rank. With a whole memory on each the
+    samples are spread anew every epoch, and the memories are brought together after it. A few samples are read twice,
+    and a data set that changes them is refused with ValueError; check=False, for changes that do not move pixels
+    (noise, colour), leaves that out.
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
@@ -171,15 +177,18 @@ def train(
     accelerator = Accelerator(mixed_precision=config.precision)
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Progress()
-    memory = _memory(loss, data, config, accelerator)
+    memory = _memory(loss, data, config, accelerator, check)
     options = _options(model, loss, data, config, accelerator.num_processes)
     if not resume and main:
         checkpoint.remove_run(folder)
     accelerator.wait_for_everyone()
     known = checkpoint.check_options(folder, options)
+    saved = checkpoint.checkpoints(folder)
     accelerator.wait_for_everyone()
     if known and (folder / checkpoint.RESULT).is_file() and (folder / checkpoint.WEIGHTS).is_file():
         checkpoint.load_weights(model.to(accelerator.device), folder / checkpoint.WEIGHTS)
+        if memory is not None and saved:
+            checkpoint.load_memory(saved[-1], memory)
         progress.note("trained already")
         return TrainResult(**checkpoint.read_json(folder / checkpoint.RESULT))
     if main:
@@ -196,7 +205,6 @@ def train(
     )
     guard = _guard(loss, data, config, accelerator)
     state = _State(generators=list(checkpoint.generators(loss)), guard=guard)
-    saved = checkpoint.checkpoints(folder)
     if not saved:
         if memory is not None:
             memory.reset()
@@ -244,9 +252,9 @@ def _epoch(
     guard: OverfittingGuard | None,
 ) -> dict[str, Any]:
     loss = _with_fraction(loss, config.eps_fraction(epoch))
-    attack = getattr(loss, "attack", None)
-    if guard is not None and guard.alarmed and attack is not None:
-        loss = loss.with_steps(max(attack.steps, config.guard_steps))
+    attack: Any = getattr(loss, "attack", None)
+    if guard is not None and guard.alarmed and attack.steps < config.guard_steps:
+        loss = loss.with_steps(config.guard_steps)
     total = torch.zeros((), device=accelerator.device)
     _synchronize(accelerator.device)
     start = time.perf_counter()
@@ -255,7 +263,7 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
-        value = loss(model, *batch)
+        value = _value(loss, model, batch)
         accelerator.backward(value)
         optimizer.step()
         total += value.detach()
@@ -277,6 +285,12 @@ def _epoch(
     return row if reading is None else {**row, "guard": dataclasses.asdict(reading)}
 
 
+def _value(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of a batch; only one with a memory is told the samples' numbers and moves."""
+    known: tuple[Any, ...] = (batch.x, batch.y) if getattr(loss, "memory", None) is None else batch
+    return loss(model, *known)
+
+
 def _count(
     model: nn.Module, loss: Loss, batches: Batches, config: TrainConfig, accelerator: Accelerator
 ) -> dict[str, int]:
@@ -284,7 +298,7 @@ def _count(
     twin = copy.deepcopy(model)
     batch = next(_layout(batches.epoch(0), config))
     with _states_kept(loss, batch), accelerator.autocast(), count_passes(twin) as passes:
-        loss(twin, *batch).backward()  # type: ignore[no-untyped-call]
+        _value(loss, twin, batch).backward()  # type: ignore[no-untyped-call]
     return dataclasses.asdict(passes.total())
 
 
@@ -304,7 +318,9 @@ def _layout(batches: Iterator[Batch], config: TrainConfig) -> Iterator[Batch]:
         yield batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last)) if config.channels_last else batch
 
 
-def _memory(loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerator) -> PerturbationMemory | None:
+def _memory(
+    loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerator, check: bool
+) -> PerturbationMemory | None:
     """The loss's memory, if it has one and it fits data, augmentation and processes."""
     memory: PerturbationMemory | None = getattr(loss, "memory", None)
     if memory is None:
@@ -316,8 +332,8 @@ def _memory(loss: Loss, data: Data, config: TrainConfig, accelerator: Accelerato
         raise ValueError(f"the data is augmented by {config.augment}, the memory follows {memory.augment}")
     if (memory.rank, memory.world) not in ((0, 1), (rank, world)):
         raise ValueError(f"this is process {rank} of {world}, the memory is {memory}")
-    if not isinstance(data.train, TensorDataset):
-        check_unchanging(data.train)
+    if check and not isinstance(data.train, TensorDataset):
+        check_unchanging(data.train, config.augment, "as TrainConfig(crop_padding=..., flip=...)")
     return memory
 
 

@@ -47,6 +47,8 @@ def test_stronger_than_pgd_and_inside(small, p):
 
 def test_an_empty_batch_and_bad_arguments():
     assert len(AutoAttack()(conv_net(), torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))) == 0
+    with pytest.raises(TypeError, match="AutoAttack needs a module, got function"):
+        AutoAttack()(lambda x: x, torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="p = 2"):
         AutoAttack(p=1)
     with pytest.raises(ValueError, match="4 classes"):

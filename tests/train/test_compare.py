@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import sys
+from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -157,8 +159,35 @@ def test_augmentation_l2_width_and_small_images(tmp_path):
     assert list(results["attacks"]) == ["clean", "pgd40"]
 
 
+def test_results_describe_the_loss_that_was_trained(tmp_path, monkeypatch):
+    made = []
+
+    def loss(task):
+        made.append(METHODS["pgd2"].loss(task))
+        return made[-1]
+
+    monkeypatch.setitem(METHODS, "other", Method("another", loss))
+    config = CompareConfig(
+        run_dir=tmp_path,
+        methods=("other",),
+        attacks=("clean", "pgd40"),
+        data="digits8",
+        model="resnet18",
+        width=4,
+        train_samples=10,
+        test_samples=10,
+        train=TrainConfig(epochs=1, batch_size=10),
+    )
+    compare(config)
+    described = json.loads((tmp_path / "results.json").read_text())["methods"]["other"]["loss"]
+    assert described["attack"]["mode"] == "eval" and made[0].attack.mode == "keep"
+    assert described == json.loads((tmp_path / "other" / "seed-0" / "options.json").read_text())["loss"]
+    assert len(made) == 1, "a second loss is a second memory"
+
+
 def test_autoattack_is_run_once_for_the_same_weights(tmp_path, monkeypatch):
     """The attack itself has its own test; here a stand-in counts its calls."""
+    monkeypatch.setitem(sys.modules, "torchattacks", ModuleType("torchattacks"))
     calls = []
 
     @dataclasses.dataclass(frozen=True)
@@ -179,6 +208,15 @@ def test_autoattack_is_run_once_for_the_same_weights(tmp_path, monkeypatch):
     assert len(calls) == count and second.rows[0]["autoattack"] == first.rows[0]["autoattack"]
     compare(dataclasses.replace(config, fresh=True, train=dataclasses.replace(config.train, lr=2e-3)))
     assert len(calls) > count
+
+
+def test_missing_torchattacks_is_found_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    notes = Notes()
+    config = dataclasses.replace(TINY, run_dir=tmp_path, attacks=(*QUICK, "autoattack"))
+    with pytest.raises(UserError, match="pip install --no-deps torchattacks"):
+        compare(config, notes)
+    assert not notes.stages
 
 
 def test_unwritable_folder_is_found_before_any_work(tmp_path):

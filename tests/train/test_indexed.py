@@ -210,15 +210,24 @@ class Endless(Dataset):
         (Stream(), "a length and items by index, got Stream"),
         (Endless(), "a length and items by index, got Endless"),
         (5, "a length and items by index, got int"),
-        (Items(torch.zeros(1, 2, 2)), r"got a tensor \(1, 2, 2\) as item 0"),
-        (Items((torch.zeros(2, 2), 1)), r"tensor image \(C, H, W\), got \(a tensor \(2, 2\), int\) as item 0"),
+        (Items(torch.zeros(1, 2, 2)), r"yield \(x, y\), x a tensor, got a tensor \(1, 2, 2\) as item 0"),
         (Items((np.zeros((1, 2, 2)), 1)), r"got \(ndarray, int\) as item 0"),
         (Items((torch.zeros(1, 2, 2), 1, 0)), r"got \(a tensor \(1, 2, 2\), int, int\) as item 0"),
     ],
 )
-def test_what_is_no_data_set_of_images(dataset, message, check):
+def test_what_is_no_data_set_of_pairs(dataset, message, check):
     with pytest.raises(TypeError, match=message):
         IndexedDataset(dataset, check=check)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_only_crops_and_flips_need_images(check):
+    vectors = Items((torch.zeros(2, 2), 1))
+    assert IndexedDataset(vectors, check=check)[2][0].shape == (2, 2)
+    with pytest.raises(
+        TypeError, match=r"x a tensor \(C, H, W\) to crop and flip, got \(a tensor \(2, 2\), int\) as item 0"
+    ):
+        IndexedDataset(vectors, AUGMENT, check)
 
 
 @pytest.mark.parametrize("augment", [lambda x: x, "flip", CropFlip, 4])

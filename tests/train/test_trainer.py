@@ -4,60 +4,17 @@ import dataclasses
 import json
 import os
 import shutil
-from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from soatfast.attacks import PGD, FrankWolfe
-from soatfast.gradients import InputGradient
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
-from soatfast.memory import PerturbationMemory
+from soatfast.attacks import PGD
+from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
 from soatfast.train import RunFolderError, TrainConfig, UserError, checkpoint, train
-from soatfast.train.guard import OverfittingGuard
 from soatfast.train.progress import Progress
 from tests.train.conftest import make_data, make_model, same, weights
-
-CONFIG = TrainConfig(epochs=3, batch_size=10, eps_ramp_epochs=2, seed=5)
-PGD_LOSS = AdversarialTraining(attack=PGD(eps=0.1, steps=2))
-
-
-class Interrupt(Progress):
-    """Ctrl-C in step `step` (counted over the epochs of this sitting), or after the checkpoint of `epoch`."""
-
-    def __init__(self, step=None, epoch=None):
-        self.left, self.last = step, epoch
-        self.notes = []
-
-    def step(self, loss):
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-
-    def epoch(self, row):
-        if row["epoch"] == self.last:
-            raise KeyboardInterrupt
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-def whole(folder, loss=PGD_LOSS, config=CONFIG):
-    model = make_model()
-    return train(model, loss, make_data(), config, folder), weights(model)
-
-
-def resumed(folder, loss=PGD_LOSS, config=CONFIG):
-    model = make_model(seed=9)  # first weights do not matter when there is a checkpoint
-    progress = Interrupt()
-    return train(model, loss, make_data(), config, folder, progress=progress), weights(model), progress.notes
-
-
-def interrupted(folder, progress, loss=PGD_LOSS, config=CONFIG):
-    with pytest.raises(KeyboardInterrupt):
-        train(make_model(), loss, make_data(), config, folder, progress=progress)
+from tests.train.sittings import CONFIG, CROPS, PGD_LOSS, Interrupt, interrupted, resumed, whole
 
 
 def test_training_lowers_the_loss_and_reports(tmp_path):
@@ -214,6 +171,21 @@ def test_fresh_start(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own(Loss):
+    """A user's loss, of the three arguments that the base class has."""
+
+    def __call__(self, model, x, y):
+        return CrossEntropy()(model, x, y)
+
+
+@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, flip=True)], ids=["plain", "flips"])
+def test_a_loss_of_three_arguments(tmp_path, config):
+    _, expected = whole(tmp_path / "known", CrossEntropy(), config)
+    _, found = whole(tmp_path / "own", Own(), config)
+    assert same(expected, found)
+
+
 def test_interruption_leaves_the_model_unwrapped(tmp_path):
     config = dataclasses.replace(CONFIG, precision="bf16")
     model = make_model()
@@ -296,66 +268,6 @@ def test_learning_rate_schedules():
     assert [TrainConfig(lr=1.0, schedule="step").lr_at(t) for t in (0.49, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
 
 
-# ---------------------------------------------------------------------------------------------- memory
-
-
-def replay(dtype=torch.int8, augment=None, samples=40, shape=(1, 8, 8), attack=None):
-    memory = PerturbationMemory(samples, shape, dtype, augment=augment)
-    return AdversarialTraining(attack or FrankWolfe(eps=0.1, steps=1), memory=memory)
-
-
-CROPS = dataclasses.replace(CONFIG, crop_padding=1, flip=True)
-
-
-@pytest.mark.parametrize("config", [CONFIG, CROPS], ids=["plain", "crops"])
-@pytest.mark.parametrize("step", [4, 6, 9])  # at the start and in the middle of an epoch of 4 steps
-def test_a_memory_survives_any_interruption_bit_for_bit(tmp_path, config, step):
-    first, again = replay(augment=config.augment), replay(augment=config.augment)
-    _, expected = whole(tmp_path / "whole", first, config)
-    interrupted(tmp_path / "cut", Interrupt(step=step), replay(augment=config.augment), config)
-    _, found, notes = resumed(tmp_path / "cut", again, config)
-    assert same(expected, found)
-    assert all(torch.equal(t, again.memory._state()[name]) for name, t in first.memory._state().items())
-    assert first.memory.visits.tolist() == [3] * 40
-    assert notes == [f"resumed after epoch {step // 4} of 3"]
-
-
-def test_a_new_run_starts_from_an_empty_memory(tmp_path):
-    loss = replay()
-    _, first = whole(tmp_path / "a", loss)
-    _, second = whole(tmp_path / "b", loss)
-    assert same(first, second)
-
-
-def test_memory_and_training_must_fit(tmp_path):
-    with pytest.raises(ValueError, match=r"40 samples of shape \(1, 8, 8\), the memory is .*samples=39"):
-        whole(tmp_path, replay(samples=39))
-    with pytest.raises(ValueError, match="memory is"):
-        whole(tmp_path, replay(shape=(1, 8, 9)))
-    with pytest.raises(ValueError, match=r"augmented by CropFlip.*follows None"):
-        whole(tmp_path, replay(), CROPS)
-    with pytest.raises(ValueError, match="augmented by None, the memory follows CropFlip"):
-        whole(tmp_path, replay(augment=CROPS.augment))
-    loss = AdversarialTraining(FrankWolfe(steps=1), memory=PerturbationMemory(40, (1, 8, 8), rank=1, world=2))
-    with pytest.raises(ValueError, match="process 0 of 1"):
-        whole(tmp_path, loss)
-
-
-def test_another_kind_of_memory_is_another_run(tmp_path):
-    interrupted(tmp_path, Interrupt(epoch=1), replay())
-    with pytest.raises(RunFolderError, match=r"loss\.memory\.dtype was int8, now float32"):
-        resumed(tmp_path, replay(torch.float32))
-    with pytest.raises(RunFolderError, match=r"loss\.memory\.type was"):
-        resumed(tmp_path, AdversarialTraining(FrankWolfe(eps=0.1, steps=1)))
-
-
-def test_a_lost_memory_is_an_error(tmp_path):
-    interrupted(tmp_path, Interrupt(epoch=1), replay())
-    shutil.rmtree(tmp_path / "checkpoint-0001" / "memory-rank0")
-    with pytest.raises(RunFolderError, match="missing or damaged"):
-        resumed(tmp_path, replay())
-
-
 def test_augmented_training_moves_every_loss_alike(tmp_path):
     """Crops change the batch that a loss without a memory sees, and resume all the same."""
     _, plain = whole(tmp_path / "plain", CrossEntropy())
@@ -363,43 +275,3 @@ def test_augmented_training_moves_every_loss_alike(tmp_path):
     assert not same(plain, moved)
     interrupted(tmp_path / "cut", Interrupt(step=6), CrossEntropy(), CROPS)
     assert same(moved, resumed(tmp_path / "cut", CrossEntropy(), CROPS)[1])
-
-
-# ---------------------------------------------------------------------------------------------- guard
-
-
-class Alarming(OverfittingGuard):
-    """Fires after the first epoch, whatever it sees, and is silent after that."""
-
-    def check(self, model, epoch, eps=None):
-        reading = super().check(model, epoch, eps)
-        self.alarmed = epoch == 1
-        return dataclasses.replace(reading, fired=self.alarmed)
-
-
-GUARDED = dataclasses.replace(CONFIG, guard=10)
-
-
-def test_an_alarm_gives_the_next_epoch_more_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("soatfast.train.trainer.OverfittingGuard", Alarming)
-    with mock.patch.object(InputGradient, "gradient", autospec=True, side_effect=InputGradient.gradient) as gradient:
-        result, expected = whole(tmp_path / "whole", AdversarialTraining(PGD(eps=0.1, steps=1)), GUARDED)
-    training = [call for call in gradient.call_args_list if len(call.args[1]) == 10 and call.args[0].mode == "eval"]
-    readings = 2 * 3  # two gradients each; the linearity of this model leaves PGD out
-    assert len(training) == 1 + 4 + 5 * 4 + 4 + readings  # the counting step, then 1, 5 and 1 steps for 4 batches
-    assert [row["guard"]["fired"] for row in result.history] == [True, False, False]
-    loss = AdversarialTraining(PGD(eps=0.1, steps=1))
-    interrupted(tmp_path / "cut", Interrupt(epoch=1), loss, GUARDED)
-    assert same(expected, resumed(tmp_path / "cut", loss, GUARDED)[1]), "the alarm is remembered"
-
-
-def test_a_silent_guard_changes_nothing_but_the_history(tmp_path):
-    plain, first = whole(tmp_path / "plain")
-    watched, second = whole(tmp_path / "watched", config=GUARDED)
-    assert same(first, second)
-    assert "guard" not in plain.history[0] and 0 <= watched.history[2]["guard"]["one_step_accuracy"] <= 1
-
-
-def test_a_guard_needs_an_attack(tmp_path):
-    with pytest.raises(ValueError, match="guard needs a loss whose attack has steps"):
-        whole(tmp_path, CrossEntropy(), GUARDED)

@@ -35,7 +35,7 @@ def interpretable(args: tuple) -> tuple:
     """The same arguments without what the interpreter gets wrong in bfloat16.
 
     It reads denormals wrongly and truncates where a GPU rounds to nearest: one unit in the last place, which
-    the budget of soatfast.testing allows, but the largest float32 stays finite instead of becoming infinite.
+    the budget of soatfast.testing.budget allows, but the largest float32 stays finite instead of becoming infinite.
     """
 
     def mend(t: Tensor) -> Tensor:
