@@ -35,7 +35,21 @@ INSTRUCTION_SETS = {
 }
 if not X86:
     del INSTRUCTION_SETS["avx2"], INSTRUCTION_SETS["avx512"]
-OPS = ("lmo", "lp_norm", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step", "replay_start", "replay_step")
+OPS = (
+    "lmo",
+    "lp_norm",
+    "frank_wolfe_init",
+    "frank_wolfe_step",
+    "project",
+    "pgd_step",
+    "replay_start",
+    "replay_step",
+    "arnoldi_step",
+    "givens_step",
+    "triangular_solve",
+    "krylov_combine",
+)
+CUDA_OPS = ("lp_norm", "arnoldi_step", "krylov")
 
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden"]
 # No fast-math: sign(0), NaN and denormals are part of the contract, and no contraction, so that a sign falls as in the
@@ -163,7 +177,8 @@ def build_cuda(folder: Path, output: Path) -> dict:
     ]
     command += ["-ccbin", cxx, "--threads", "2", "-isystem", str(home / "include")]
     command += [word for path in toolkit.include for word in ("-isystem", path)]
-    recipe.compile("csrc/cuda/lp_norm.cu", command, ["-MD", "-MF", "lp_norm.o.d"])
+    for name in CUDA_OPS:
+        recipe.compile(f"csrc/cuda/{name}.cu", command, ["-MD", "-MF", f"{name}.o.d"])
     # libtorch last and always: it brings the CUDA shims, which torch_cpu does not have.
     tail = [f"-L{path}" for path in (*toolkit.library, home / "lib")]
     tail += ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--no-as-needed", "-ltorch_cpu", "-ltorch"]

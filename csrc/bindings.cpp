@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "math/krylov.h"
 #include "math/lmo.h"
 #include "math/pgd.h"
 
@@ -62,8 +63,43 @@ Row<T> project(const Row<T>& x_adv_row, const Row<T>& x_row, double p, T eps, T 
   return out;
 }
 
+// One column of the factorisation; the arrays are updated, (residual, iterations, status) returned.
+template <typename T>
+py::tuple givens(
+    Row<T>& triangle, Row<T>& rotations, Row<T>& rhs, int32_t iterations, int32_t status, const Row<T>& h, T norm,
+    T target, int64_t column, T rcond) {
+  const int64_t m = rhs.size() - 1;
+  const bool fits = triangle.size() == m * m && rotations.size() == 2 * m && h.size() == m + 1;
+  if (!fits || column < 0 || column >= m || iterations < 0 || iterations > m) {
+    throw std::invalid_argument("expected triangle (m, m), rotations (m, 2), rhs (m + 1), h (m + 1), column < m");
+  }
+  const KrylovRow<T> row{
+      triangle.mutable_data(), rotations.mutable_data(), rhs.mutable_data(), &iterations, &status};
+  const T residual = givens_row<T>(m, column, row, h.data(), norm, target, rcond);
+  return py::make_tuple(residual, iterations, status);
+}
+
+template <typename T>
+Row<T> back_substitution(const Row<T>& triangle, const Row<T>& rhs, int64_t k) {
+  const int64_t m = rhs.size() - 1;
+  if (triangle.size() != m * m || k < 0 || k > m) {
+    throw std::invalid_argument("expected triangle (m, m), rhs (m + 1) and 0 <= k <= m");
+  }
+  Row<T> y(m);
+  back_substitution_row<T>(m, k, triangle.data(), rhs.data(), y.mutable_data());
+  return y;
+}
+
 template <typename T>
 void bind(py::module_& m) {
+  m.def(
+      "givens", &givens<T>, py::arg("triangle").noconvert(), py::arg("rotations").noconvert(),
+      py::arg("rhs").noconvert(), py::arg("iterations"), py::arg("status"), py::arg("h").noconvert(), py::arg("norm"),
+      py::arg("target"), py::arg("column"), py::arg("rcond"),
+      "column of the QR factorisation of one Hessenberg matrix, in place -> (residual, iterations, status)");
+  m.def(
+      "back_substitution", &back_substitution<T>, py::arg("triangle").noconvert(), py::arg("rhs").noconvert(),
+      py::arg("k"), "y (m,) with triangle[:k, :k] y[:k] = rhs[:k]");
   m.def("lmo", &lmo<T>, py::arg("g").noconvert(), py::arg("p"), py::arg("eps"), "lmo of one row g (D,)");
   m.def("lp_norm", &lp_norm<T>, py::arg("g").noconvert(), py::arg("p"), "norm of one row g (D,)");
   m.def(
@@ -78,4 +114,5 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "The per-sample cores of csrc/math on NumPy rows of float32 or float64.";
   bind<float>(m);
   bind<double>(m);
+  m.def("hypotenuse", &hypotenuse<double>, py::arg("a"), py::arg("b"), "sqrt(a^2 + b^2)");
 }

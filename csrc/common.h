@@ -35,6 +35,8 @@ inline ScalarType accumulate_dtype(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
 // `t` as [rows, D] of `like`'s dtype and device, dense. Copies only what is not dense already.
 inline Tensor dense_rows(const Tensor& t, const Tensor& like, int64_t rows, const char* name) {
   STD_TORCH_CHECK(t.dim() == 2, name, ": expected a (B, D) tensor, got ", t.dim(), " dimensions");
@@ -43,7 +45,7 @@ inline Tensor dense_rows(const Tensor& t, const Tensor& like, int64_t rows, cons
       t.size(0), ", ", t.size(1), ")");
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": expected the dtype of the other tensors");
   STD_TORCH_CHECK(t.is_cpu() == like.is_cpu(), name, ": expected the device of the other tensors");
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  return dense(t);
 }
 
 inline Tensor dense_rows(const Tensor& t, const char* name) {
@@ -67,7 +69,7 @@ inline void check_order(double p, bool general) {
   STD_TORCH_CHECK(p == 1 || p == 2 || (general && p > 1) || std::isinf(p), "p: unsupported order ", p);
 }
 
-// Two rows of numbers for the calling thread, kept for its next call.
+// Numbers for the calling thread, kept for its next call.
 inline void* thread_scratch(int64_t size) {
   struct Buffer {
     std::unique_ptr<double[]> data;
@@ -82,16 +84,24 @@ inline void* thread_scratch(int64_t size) {
   return reinterpret_cast<void*>((address + 63) / 64 * 64);
 }
 
-// kernel(args, begin, end, scratch) over all rows. Threads share rows, never a row: a sample's result does not depend
-// on how many there are. (A batch smaller than the thread count leaves threads idle.)
+// kernel(args, begin, end, scratch) over all rows, with `scratch` numbers (of at most 8 bytes) for each thread. Threads
+// share rows, never a row: a sample's result does not depend on how many there are. (A batch smaller than the thread
+// count leaves threads idle.)
 template <typename Args>
 void for_rows(
-    int64_t rows, int64_t size, void (*kernel)(const Args&, int64_t, int64_t, void*), const Args& args) {
+    int64_t rows, int64_t size, int64_t scratch, void (*kernel)(const Args&, int64_t, int64_t, void*),
+    const Args& args) {
   constexpr int64_t kGrain = 16384;  // entries worth a thread
   if (rows == 0 || size == 0) return;
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / size), [&](int64_t begin, int64_t end) {
-    kernel(args, begin, end, thread_scratch(2 * size));
+    kernel(args, begin, end, thread_scratch(scratch));
   });
+}
+
+template <typename Args>
+void for_rows(
+    int64_t rows, int64_t size, void (*kernel)(const Args&, int64_t, int64_t, void*), const Args& args) {
+  for_rows(rows, size, 2 * size, kernel, args);
 }
 
 }  // namespace soatfast

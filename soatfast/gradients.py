@@ -213,6 +213,22 @@ class InputGradient:
 
         return loss.detach(), grad.detach(), hvp
 
+    def jacobian(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits (B, K), J (B, K - 1, ...)): J_k is the gradient of z_k - z_{K-1} by the input, k from 0.
+
+        One forward and K - 1 backwards to the input. The objective has no part in it; float16 passes may underflow.
+        """
+        with self._grad_enabled(x) as leaf:
+            logits = self._forward(leaf, y)
+            classes = logits.shape[1]
+            rows = []
+            for k in range(classes - 1):
+                direction = torch.zeros_like(logits)
+                direction[:, k], direction[:, -1] = 1, -1
+                (row,) = torch.autograd.grad(logits, leaf, direction, retain_graph=k < classes - 2)
+                rows.append(row.detach())
+        return logits.detach(), torch.stack(rows, 1)
+
     def shared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(scalar sum of the losses, gradient of x's shape) of one pass that also serves the training step.
 

@@ -42,7 +42,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.gather(1, rival) - logits.gather(1, label)).squeeze(1)
 
 
-def _cross_entropy_derivative(logits: Tensor, y: Tensor) -> Tensor:
+def cross_entropy_derivative(logits: Tensor, y: Tensor) -> Tensor:
     label = y.unsqueeze(1)
     derivative = logits.softmax(1).scatter_(1, label, 0.0)
     return derivative.scatter_(1, label, derivative.sum(1, keepdim=True).neg_())
@@ -68,7 +68,7 @@ def _autograd_derivative(function: Objective) -> Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin}
-_DERIVATIVES: dict[str, Objective] = {"ce": _cross_entropy_derivative, "margin": _margin_derivative}
+_DERIVATIVES: dict[str, Objective] = {"ce": cross_entropy_derivative, "margin": _margin_derivative}
 
 
 def resolve(objective: str | Objective) -> tuple[Objective, Objective]:

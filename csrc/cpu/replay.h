@@ -14,9 +14,6 @@ inline cpu::Kept kept_of(const Tensor& memory) {
   }
 }
 
-// The int64 index of a batch, which may lie with strides.
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 // memory (N, D), scale (N,) and index (B,) for x (B, D). Nothing is copied: the memory is updated in place. A row
 // outside the memory would be another tensor's bytes, so every index is looked at before anything is written.
 inline cpu::Remembered check_memory(

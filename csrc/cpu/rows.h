@@ -124,7 +124,26 @@ struct ReplayStep {
   void* x_adv;  // [B, D]
 };
 
-// Each runs rows [begin, end). scratch holds 2D numbers of the accumulation dtype and belongs to the calling thread.
+struct ArnoldiStep {
+  DType dtype;             // kFloat or kDouble
+  int64_t size, blocks;    // D, m + 1
+  int64_t column;
+  void* basis;             // [B, m + 1, D]
+  const void* w;           // [B, D]
+  const int32_t* status;   // [B]
+  void *h, *norm;          // [B, m + 1], [B]
+};
+
+struct KrylovCombine {
+  DType dtype;             // kFloat or kDouble
+  int64_t size, blocks;    // D, m + 1
+  const void *basis, *y;   // [B, m + 1, D], [B, m]
+  const void* x0;          // [B, D] or null
+  void* x;                 // [B, D]
+};
+
+// Each runs rows [begin, end). scratch holds 2D numbers of the accumulation dtype (arnoldi_step: 2 (m + 1) doubles) and
+// belongs to the calling thread.
 struct Kernels {
   const char* isa;
   void (*lmo)(const Lmo&, int64_t begin, int64_t end, void* scratch);
@@ -135,6 +154,8 @@ struct Kernels {
   void (*pgd_step)(const PgdStep&, int64_t begin, int64_t end, void* scratch);
   void (*replay_start)(const ReplayStart&, int64_t begin, int64_t end, void* scratch);
   void (*replay_step)(const ReplayStep&, int64_t begin, int64_t end, void* scratch);
+  void (*arnoldi_step)(const ArnoldiStep&, int64_t begin, int64_t end, void* scratch);
+  void (*krylov_combine)(const KrylovCombine&, int64_t begin, int64_t end, void* scratch);
 };
 
 extern const Kernels kBaselineKernels, kAvx2Kernels, kAvx512Kernels;

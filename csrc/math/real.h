@@ -105,14 +105,20 @@ SOATFAST_HD bool is_safe(T m) {
   return exponent > -Real<T>::kSafe && exponent < Real<T>::kSafe;
 }
 
-// A power of two s for which m s is near 1; exactly 1 where squares of m are harmless anyway. Zero and NaN give 1.
+// A power of two s for which m s is near 1. Zero and NaN give 1.
 template <typename T>
-SOATFAST_HD T safe_scale(T m) {
-  if (is_safe(m) || !(m > T(0))) return T(1);
+SOATFAST_HD T near_one_scale(T m) {
+  if (!(m > T(0))) return T(1);
   int exponent = Real<T>::kBias - static_cast<int>(bit_cast<Bits<T>>(m) >> Real<T>::kMantissa);
   exponent = exponent < 1 - Real<T>::kBias ? 1 - Real<T>::kBias : exponent;
   exponent = exponent > Real<T>::kBias - 1 ? Real<T>::kBias - 1 : exponent;
   return bit_cast<T>(static_cast<Bits<T>>(exponent + Real<T>::kBias) << Real<T>::kMantissa);
+}
+
+// The same, but exactly 1 where squares of m are harmless anyway.
+template <typename T>
+SOATFAST_HD T safe_scale(T m) {
+  return is_safe(m) ? T(1) : near_one_scale(m);
 }
 
 SOATFAST_HD float fused(float a, float b, float c) {

@@ -16,18 +16,24 @@ from torch import Tensor
 from ._arguments import Layout, box, boxed_order, norm_order, per_sample, positive_step
 from ._dispatch import backend, kernel
 from .constants import INIT_LMO, INIT_RAW, INIT_SCALED
+from .krylov import arnoldi_step, givens_step, krylov_combine, triangular_solve
 from .replay import replay_start, replay_step
 
 __all__ = [
+    "arnoldi_step",
     "backend",
     "frank_wolfe_init",
     "frank_wolfe_step",
+    "givens_step",
+    "krylov_combine",
     "lmo",
     "lp_norm",
     "pgd_step",
+    "power_step",
     "project",
     "replay_start",
     "replay_step",
+    "triangular_solve",
 ]
 
 Init = Literal["scaled", "lmo", "raw"]
@@ -290,3 +296,31 @@ def pgd_step(
         k,
     )
     return layout.restore(rows)
+
+
+def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""One step of power iteration on the Hessian, by a finite difference of gradients, and the next probe.
+
+        H u = (g1 - g0) / h,  rayleigh = <u, H u>,  norm = ||H u||_2,  u' = H u / norm,  probe = x + h u'
+
+    (HAAT's inner loop.) A sample with H u = 0 keeps u. Entries of H u that are NaN count as 0.
+
+    Args:
+        g0: (B, ...) gradient at x.
+        g1: (B, ...) gradient at x + h u.
+        u: (B, ...) unit vectors.
+        x: (B, ...) points.
+        h: finite-difference step, > 0, in input units.
+
+    Returns:
+        (u', probe, rayleigh, norm): two batches like x, and two (B,) in float32 (float64 for float64).
+
+    >>> import torch
+    >>> x, u = torch.zeros(1, 2), torch.tensor([[0.6, 0.8]])
+    >>> power_step(torch.zeros(1, 2), 0.5 * u * torch.tensor([2.0, 0.0]), u, x, h=0.5)
+    (tensor([[1., 0.]]), tensor([[0.5000, 0.0000]]), tensor([0.7200]), tensor([1.2000]))
+    """
+    layout = Layout(x)
+    rows = (layout.rows(g0, "g0"), layout.rows(g1, "g1"), layout.rows(u, "u"), layout.rows(x, "x"))
+    fresh, probe, rayleigh, norm = kernel("power_step")(*rows, positive_step(h))
+    return layout.restore(fresh), layout.restore(probe), rayleigh, norm

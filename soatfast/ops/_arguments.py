@@ -79,6 +79,10 @@ class Layout:
             raise TypeError(f"{name} must have dtype {like.dtype}, got {t.dtype}")
         if t.device != like.device:
             raise ValueError(f"{name} is on {t.device}, expected {like.device}")
+        return self.flat(t)
+
+    def flat(self, t: Tensor) -> Tensor:
+        """Any number of samples as rows, in the memory order of the one that made the layout."""
         t = t.detach().contiguous(memory_format=self.format)
         if self.format is torch.channels_last:
             t = t.permute(0, 2, 3, 1)

@@ -5,8 +5,8 @@ order. Without one, the reference serves every device: slower, never broken.
 
 To add an op: one entry in ``SCHEMAS``, one function of that name in ``_Fakes`` and one in :mod:`.reference`.
 A value that is structural (p, gamma, h, bounds) is a Python number; one that changes between replays of a CUDA graph
-(eps, alpha) may be a tensor, given beside the number and used in its place. The replay ops update a memory in place;
-every other op leaves its arguments alone.
+(eps, alpha) may be a tensor, given beside the number and used in its place. A schema marks what is updated in place:
+the replay ops' memory and the state of a Krylov solve.
 """
 
 from __future__ import annotations
@@ -54,6 +54,20 @@ SCHEMAS: dict[str, str] = {
         "(Tensor(a!) memory, Tensor(b!)? scale, Tensor index, Tensor g, Tensor x, float p, float eps,"
         " Tensor? eps_tensor, float gamma, float lower, float upper, bool in_box) -> Tensor"
     ),
+    # g0, g1, u, x (B, D) -> u (B, D), probe (B, D), rayleigh (B,), norm (B,)
+    "power_step": "(Tensor g0, Tensor g1, Tensor u, Tensor x, float h) -> (Tensor, Tensor, Tensor, Tensor)",
+    # basis (B, m + 1, D), w (B, D), status (B,) -> h (B, m + 1), ||w|| (B,); block column + 1 of the basis
+    "arnoldi_step": "(Tensor(a!) basis, Tensor w, Tensor status, int column) -> (Tensor, Tensor)",
+    # triangle (B, m, m), rotations (B, m, 2), rhs (B, m + 1), iterations, status (B,), all updated; h (B, m + 1),
+    # norm, target (B,) -> residual (B,)
+    "givens_step": (
+        "(Tensor(a!) triangle, Tensor(b!) rotations, Tensor(c!) rhs, Tensor(d!) iterations, Tensor(e!) status,"
+        " Tensor h, Tensor norm, Tensor target, int column, float rcond) -> Tensor"
+    ),
+    # triangle (B, m, m), rhs (B, m + 1), iterations (B,) -> y (B, m)
+    "triangular_solve": "(Tensor triangle, Tensor rhs, Tensor iterations) -> Tensor",
+    # basis (B, m + 1, D), y (B, m), x0 (B, D) -> x (B, D)
+    "krylov_combine": "(Tensor basis, Tensor y, Tensor? x0=None) -> Tensor",
 }
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -87,6 +101,19 @@ def _remembered(memory: Tensor, scale: Tensor | None, index: Tensor, x: Tensor) 
         torch._check(scale.dtype == torch.float32, lambda: f"expected a float32 scale, got {scale.dtype}")
         torch._check(scale.shape == memory.shape[:1], lambda: f"expected one scale a row, got {scale.shape}")
         torch._check(scale.is_contiguous(), lambda: "expected a dense scale")
+
+
+def _krylov(basis: Tensor, **others: tuple[Tensor, tuple]) -> None:
+    """A dense (B, m + 1, D) basis in float32 or float64, and others of its dtype and of given shapes."""
+    wide = basis.dtype in (torch.float32, torch.float64)
+    torch._check(wide, lambda: f"expected float32 or float64, got {basis.dtype}")
+    torch._check(basis.is_contiguous(), lambda: "expected a dense tensor, which is updated in place")
+    for name, (t, shape) in others.items():
+        whole = name in ("status", "iterations")
+        dtype = torch.int32 if whole else basis.dtype
+        torch._check(tuple(t.shape) == tuple(shape), lambda n=name, t=t, s=shape: f"{n}: expected {s}, got {t.shape}")
+        torch._check(t.dtype == dtype, lambda n=name, t=t, d=dtype: f"{n}: expected {d}, got {t.dtype}")
+        torch._check(t.device == basis.device, lambda n=name, t=t: f"{n}: expected {basis.device}, got {t.device}")
 
 
 def _empty(like: Tensor, rows: int | torch.SymInt | None = None) -> Tensor:
@@ -151,6 +178,48 @@ class _Fakes:
         _rows(g, x)
         _remembered(memory, scale, index, x)
         return _empty(x)
+
+    @staticmethod
+    def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _rows(g0, g1, u, x)
+        return _empty(g0), _empty(g0), _per_sample(g0), _per_sample(g0)
+
+    @staticmethod
+    def arnoldi_step(basis: Tensor, w: Tensor, status: Tensor, column) -> tuple[Tensor, Tensor]:
+        rows, blocks, size = basis.shape
+        _krylov(basis, w=(w, (rows, size)), status=(status, (rows,)))
+        torch._check(0 <= column < blocks - 1, lambda: f"column must lie in 0..{blocks - 2}, got {column}")
+        return basis.new_empty((rows, blocks)), basis.new_empty((rows,))
+
+    @staticmethod
+    def givens_step(triangle: Tensor, rotations, rhs, iterations, status, h, norm, target, column, rcond) -> Tensor:
+        rows, m, _ = triangle.shape
+        _krylov(
+            triangle,
+            rotations=(rotations, (rows, m, 2)),
+            rhs=(rhs, (rows, m + 1)),
+            iterations=(iterations, (rows,)),
+            status=(status, (rows,)),
+            h=(h, (rows, m + 1)),
+            norm=(norm, (rows,)),
+            target=(target, (rows,)),
+        )
+        torch._check(0 <= column < m, lambda: f"column must lie in 0..{m - 1}, got {column}")
+        return triangle.new_empty((rows,))
+
+    @staticmethod
+    def triangular_solve(triangle: Tensor, rhs: Tensor, iterations: Tensor) -> Tensor:
+        rows, m, _ = triangle.shape
+        _krylov(triangle, rhs=(rhs, (rows, m + 1)), iterations=(iterations, (rows,)))
+        return triangle.new_empty((rows, m))
+
+    @staticmethod
+    def krylov_combine(basis: Tensor, y: Tensor, x0: Tensor | None = None) -> Tensor:
+        rows, blocks, size = basis.shape
+        _krylov(basis, y=(y, (rows, blocks - 1)))
+        if x0 is not None:
+            _krylov(basis, x0=(x0, (rows, size)))
+        return basis.new_empty((rows, size))
 
 
 def define() -> None:

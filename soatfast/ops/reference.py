@@ -19,6 +19,23 @@ from torch import Tensor
 
 from .constants import INIT_LMO, INIT_SCALED, accumulate_dtype
 from .quantise import remember, remembered
+from .reference_krylov import arnoldi_step, givens_step, krylov_combine, triangular_solve
+
+__all__ = [
+    "arnoldi_step",
+    "frank_wolfe_init",
+    "frank_wolfe_step",
+    "givens_step",
+    "krylov_combine",
+    "lmo",
+    "lp_norm",
+    "pgd_step",
+    "power_step",
+    "project",
+    "replay_start",
+    "replay_step",
+    "triangular_solve",
+]
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -139,6 +156,16 @@ def frank_wolfe_step(
     else:
         probe = _probe(wide_x, v_new, h, central, g0.dtype)
     return v_new.to(g0.dtype), probe, gap
+
+
+def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide_u = _wide(u)
+    r, m = _scaled((_wide(g1) - _wide(g0)) / h)  # H u = m r
+    length = r.square().sum(1, keepdim=True).sqrt()
+    fresh = torch.where(length > 0, r / torch.where(length > 0, length, 1.0), wide_u)
+    rayleigh = m * (wide_u * r).sum(1, keepdim=True)
+    probe = (_wide(x) + h * fresh).to(u.dtype)
+    return fresh.to(u.dtype), probe, rayleigh.squeeze(1), (m * length).squeeze(1)
 
 
 def replay_start(

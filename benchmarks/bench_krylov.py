@@ -1,0 +1,141 @@
+"""Krylov ops and gmres: 128 systems of D = 3072, 20 steps, float32, with products as cheap as they get.
+
+Baselines: the eager PyTorch twins in the same solver, a loop of SciPy's gmres over the samples, and for the small
+problems torch.linalg.lstsq on the batch of Hessenberg matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from torch import Tensor
+
+from soatfast import ops
+from soatfast.krylov import arnoldi, gmres
+
+from .harness import ROWS, SIZE, SMOKE_ROWS, race, rows
+
+STEPS = 20
+
+
+def _diagonal(count: int) -> tuple[Tensor, Tensor]:
+    """(entries (B, D) of diagonal matrices, b (B, D)): the cheapest product there is, D multiplications."""
+    t = rows("x", "b", shape=(count, SIZE))
+    return 0.5 + t["x"], t["b"]
+
+
+def _scipy(diagonal: Tensor, b: Tensor) -> Tensor:
+    solutions = []
+    for d, right in zip(diagonal.numpy(), b.numpy(), strict=True):
+        operator = scipy.sparse.linalg.LinearOperator((len(d), len(d)), matvec=partial(np.multiply, d), dtype=d.dtype)
+        x, _ = scipy.sparse.linalg.gmres(operator, right, rtol=0.0, restart=STEPS, maxiter=1)
+        solutions.append(torch.from_numpy(x))
+    return torch.stack(solutions)
+
+
+def bench_gmres(benchmark) -> None:
+    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+
+    def solve() -> Tensor:
+        return gmres(lambda v: v * diagonal, b, max_dim=STEPS, rtol=0.0).x
+
+    def eager() -> Tensor:
+        with ops.backend("reference"):
+            return solve()
+
+    candidates: dict[str, Callable[[], Tensor]] = {"soatfast": solve, "eager": eager}
+    candidates["scipy, one by one"] = partial(_scipy, diagonal, b)
+    race(benchmark, f"gmres, {STEPS} steps", candidates)
+
+
+def bench_gmres_without_products(benchmark) -> None:
+    """The products of a solve are kept from a first one and handed out again: only what is between them is timed."""
+    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    basis = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).basis
+    products = [basis[:, j] * diagonal for j in range(STEPS)]
+
+    def solve() -> Tensor:
+        left = iter(products)
+        return gmres(lambda v: next(left), b, max_dim=STEPS, rtol=0.0).x
+
+    def eager() -> Tensor:
+        with ops.backend("reference"):
+            return solve()
+
+    race(benchmark, f"gmres, {STEPS} steps, products excluded", {"soatfast": solve, "eager": eager})
+
+
+def _hessenberg(count: int) -> Tensor:
+    diagonal, b = _diagonal(count)
+    return arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).hessenberg
+
+
+def bench_givens_and_triangular_solve(benchmark) -> None:
+    """min ||beta e_1 - H y|| of every sample: all rotations and the solve against one batched lstsq."""
+    h = _hessenberg(SMOKE_ROWS if benchmark.disabled else ROWS)
+    count = len(h)
+    columns = [h[:, :, j].contiguous() for j in range(STEPS)]
+    norms = [column.norm(dim=1) for column in columns]
+    right = torch.zeros(count, STEPS + 1, 1)
+    right[:, 0] = 1.0
+
+    def solve() -> Tensor:
+        triangle, rotations = torch.zeros(count, STEPS, STEPS), torch.zeros(count, STEPS, 2)
+        rhs, whole = right.squeeze(2).clone(), torch.zeros(2, count, dtype=torch.int32)
+        target = torch.zeros(count)
+        for j in range(STEPS):
+            ops.givens_step(
+                triangle, rotations, rhs, whole[0], whole[1], columns[j], norms[j], target, column=j, rcond=0.0
+            )
+        return ops.triangular_solve(triangle, rhs, whole[0])
+
+    def eager() -> Tensor:
+        with ops.backend("reference"):
+            return solve()
+
+    def lstsq() -> Tensor:
+        return torch.linalg.lstsq(h, right).solution.squeeze(2)
+
+    race(benchmark, f"Givens steps and solve, m = {STEPS}", {"soatfast": solve, "eager": eager, "lstsq": lstsq})
+
+
+@pytest.mark.parametrize("column", [4, 19])
+def bench_arnoldi_step(benchmark, column: int) -> None:
+    """Budget: three reads of the basis (the architecture counts four), w, and the new vector."""
+    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    space = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS)
+    basis, status = space.basis, torch.zeros(len(b), dtype=torch.int32)
+    w = basis[:, column] * diagonal
+
+    def step() -> Tensor:
+        return ops.arnoldi_step(basis, w, status, column)[0]
+
+    def eager() -> Tensor:
+        with ops.backend("reference"):
+            return step()
+
+    moved = 4 * b.numel() * (3 * (column + 1) + 4)
+    race(benchmark, f"arnoldi_step, column {column}", {"soatfast": step, "eager": eager}, bytes_moved=moved)
+
+
+def bench_krylov_combine(benchmark) -> None:
+    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    basis = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).basis
+    y = torch.ones(len(b), STEPS)
+
+    def eager() -> Tensor:
+        with ops.backend("reference"):
+            return ops.krylov_combine(basis, y, b)
+
+    moved = 4 * b.numel() * (STEPS + 2)
+    race(
+        benchmark,
+        "krylov_combine",
+        {"soatfast": lambda: ops.krylov_combine(basis, y, b), "eager": eager},
+        bytes_moved=moved,
+    )

@@ -1,0 +1,234 @@
+// One Arnoldi step for the whole batch in one launch. A sample belongs to a cluster of blocks, each with a slice of the
+// D entries; their partial sums meet in distributed shared memory. Below sm_90 there are no clusters: one block a sample.
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "../krylov_checks.h"
+#include "../math/krylov.h"
+#include "block.cuh"
+
+namespace soatfast {
+namespace {
+
+namespace cg = cooperative_groups;
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kMaxCluster = 8;       // blocks a sample; the portable limit
+constexpr int64_t kMinSlice = 2048;  // entries worth a block
+
+// The blocks of one sample. Every block gets the same totals, added in the same order.
+struct Cluster {
+  int rank, blocks;
+
+  __device__ __forceinline__ void sync() const {
+#if __CUDA_ARCH__ >= 900
+    if (blocks > 1) {
+      cg::this_cluster().sync();
+      return;
+    }
+#endif
+    __syncthreads();
+  }
+
+  // The sum over the blocks of entry k of a shared array; between two sync().
+  __device__ __forceinline__ double total(double* mine, int k) const {
+#if __CUDA_ARCH__ >= 900
+    if (blocks > 1) {
+      double sum = 0;
+      for (int b = 0; b < blocks; ++b) sum += cg::this_cluster().map_shared_rank(mine, b)[k];
+      return sum;
+    }
+#endif
+    return mine[k];
+  }
+};
+
+template <typename T>
+struct Slice {
+  int64_t begin, end, stride;  // entries [begin, end) of D = stride
+  const T* basis;              // (m + 1, D)
+  T* r;                        // (D,) the vector in work
+};
+
+// partial[k] = <v_k, r> over the slice: a warp takes every kWarps-th k.
+template <typename T>
+__device__ __forceinline__ void slice_dots(const Slice<T>& s, int64_t count, double* partial) {
+  const int lane = threadIdx.x % 32;
+  for (int64_t k = threadIdx.x / 32; k < count; k += kWarps) {
+    const T* v = s.basis + k * s.stride;
+    double total = 0;
+    for (int64_t start = s.begin; start < s.end; start += 32 * 64) {  // at most 64 terms are added in T
+      const int64_t stop = start + 32 * 64 < s.end ? start + 32 * 64 : s.end;
+      T sum = 0;
+      for (int64_t i = start + lane; i < stop; i += 32) sum += v[i] * s.r[i];
+      total += static_cast<double>(sum);
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+    if (lane == 0) partial[k] = total;
+  }
+}
+
+// r -= sum_k h_k v_k on the slice; returns the block's sum of squares of what is left.
+template <typename T>
+__device__ __forceinline__ double slice_subtract(const Slice<T>& s, int64_t count, const double* h) {
+  double squares = 0;
+  for (int64_t i = s.begin + threadIdx.x; i < s.end; i += kThreads) {
+    T left = s.r[i];
+    for (int64_t k = 0; k < count; ++k) left -= static_cast<T>(h[k]) * s.basis[k * s.stride + i];
+    s.r[i] = left;
+    squares += static_cast<double>(left * left);
+  }
+  return BlockTeam<kThreads>{}.reduce(squares, [](double a, double b) { return a + b; });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) arnoldi_kernel(
+    T* __restrict__ basis,                  // [B, m + 1, D]
+    const T* __restrict__ w,                // [B, D]
+    const int32_t* __restrict__ status,     // [B]
+    int64_t size, int64_t blocks, int64_t known,
+    T* __restrict__ h,                      // [B, m + 1]
+    T* __restrict__ norm) {                 // [B]
+  extern __shared__ double shared[];        // partial (known + 1), h1 (known), h2 (known)
+  const int64_t row = blockIdx.y;
+  const Cluster cluster{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
+  double *partial = shared, *h1 = shared + known + 1, *h2 = h1 + known;
+  T* const first = basis + row * blocks * size;
+  const int64_t width = (size + cluster.blocks - 1) / cluster.blocks;
+  const int64_t begin = cluster.rank * width < size ? cluster.rank * width : size;
+  const Slice<T> slice{begin, begin + width < size ? begin + width : size, size, first, first + known * size};
+  const bool writes = cluster.rank == 0 && threadIdx.x == 0;
+  const BlockTeam<kThreads> team;
+
+  if (status[row] != kActive) {  // the same for every block of the cluster
+    for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] = T(0);
+    if (cluster.rank == 0) {
+      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[row * blocks + k] = T(0);
+    }
+    if (writes) norm[row] = T(0);
+    return;
+  }
+
+  const T* from = w + row * size;
+  T largest = team.max(slice.end - slice.begin, [=](int64_t i) { return magnitude(from[slice.begin + i]); });
+  if (cluster.blocks > 1) {
+    if (threadIdx.x == 0) partial[0] = static_cast<double>(largest);
+    cluster.sync();
+#if __CUDA_ARCH__ >= 900
+    for (int b = 0; b < cluster.blocks; ++b) {
+      const T other = static_cast<T>(cg::this_cluster().map_shared_rank(partial, b)[0]);
+      largest = other > largest || other != other ? other : largest;
+    }
+#endif
+    cluster.sync();
+  }
+  const T scale = is_finite(largest) ? near_one_scale(largest) : T(0);
+
+  double squares = 0;
+  for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) {
+    const T entry = scale > T(0) ? from[i] * scale : T(0);
+    slice.r[i] = entry;
+    squares += static_cast<double>(entry * entry);
+  }
+  squares = team.reduce(squares, [](double a, double b) { return a + b; });  // after it the slice is written
+  if (threadIdx.x == 0) partial[known] = squares;
+  slice_dots(slice, known, partial);
+  cluster.sync();
+  const T length = static_cast<T>(sqrt(cluster.total(partial, static_cast<int>(known))));
+  for (int64_t k = threadIdx.x; k < known; k += kThreads) h1[k] = cluster.total(partial, static_cast<int>(k));
+  cluster.sync();  // everybody has read partial
+  if (!(scale > T(0)) || !is_finite(length / scale)) {
+    const T nan = bit_cast<T>(static_cast<Bits<T>>(Real<T>::kInfinity | 1));
+    for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] = T(0);
+    if (cluster.rank == 0) {
+      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[row * blocks + k] = k <= known ? nan : T(0);
+    }
+    if (writes) norm[row] = nan;
+    return;
+  }
+
+  slice_subtract(slice, known, h1);
+  slice_dots(slice, known, partial);
+  cluster.sync();
+  for (int64_t k = threadIdx.x; k < known; k += kThreads) h2[k] = cluster.total(partial, static_cast<int>(k));
+  cluster.sync();
+  const double rest = slice_subtract(slice, known, h2);
+  if (threadIdx.x == 0) partial[0] = rest;
+  cluster.sync();
+  const T left = static_cast<T>(sqrt(cluster.total(partial, 0)));
+  cluster.sync();  // no block leaves while another reads its shared memory
+  const T inverse = exhausted(left, length) ? T(0) : T(1) / left;
+  for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] *= inverse;
+  if (cluster.rank == 0) {
+    for (int64_t k = threadIdx.x; k < blocks; k += kThreads) {
+      h[row * blocks + k] =
+          k < known ? static_cast<T>((h1[k] + h2[k]) / scale) : k == known ? left / scale : T(0);
+    }
+  }
+  if (writes) norm[row] = length / scale;
+}
+
+// Enough blocks a sample to fill the device twice, a power of two, each with a slice worth it.
+int cluster_size(int64_t rows, int64_t size, int device) {
+  int major = 0, processors = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  int blocks = 1;
+  while (major >= 9 && 2 * blocks <= kMaxCluster && rows * blocks < 2 * processors && size >= 2 * blocks * kMinSlice) {
+    blocks *= 2;
+  }
+  return blocks;
+}
+
+template <typename T>
+void launch(
+    const Tensor& basis, const Tensor& w, const Tensor& status, int64_t column, const Tensor& h, const Tensor& norm,
+    cudaStream_t stream) {
+  const int64_t rows = basis.size(0), blocks = basis.size(1), size = basis.size(2), known = column + 1;
+  const int cluster = cluster_size(rows, size, basis.get_device_index());
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(cluster), static_cast<unsigned>(rows));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(3 * known + 1) * sizeof(double);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  const auto status_code = cudaLaunchKernelEx(
+      &config, arnoldi_kernel<T>, static_cast<T*>(basis.mutable_data_ptr()), static_cast<const T*>(w.const_data_ptr()),
+      static_cast<const int32_t*>(status.const_data_ptr()), size, blocks, known, static_cast<T*>(h.mutable_data_ptr()),
+      static_cast<T*>(norm.mutable_data_ptr()));
+  STD_TORCH_CHECK(status_code == cudaSuccess, "arnoldi_step: ", cudaGetErrorString(status_code));
+}
+
+// basis [B, m + 1, D], w [B, D], status [B] -> h [B, m + 1], norm [B]; block column + 1 of basis
+std::tuple<Tensor, Tensor> arnoldi_step(const Tensor& basis, const Tensor& w_in, const Tensor& status, int64_t column) {
+  check_state(basis, "basis");
+  const int64_t rows = basis.size(0), blocks = basis.size(1), size = basis.size(2);
+  check_numbers(status, basis, rows, "status");
+  check_column(column, blocks - 1);
+  STD_TORCH_CHECK(rows <= 65535, "arnoldi_step: at most 65535 samples on CUDA, got ", rows);
+  STD_TORCH_CHECK(column < 2000, "arnoldi_step: at most 2000 columns on CUDA, got ", column + 1);
+  const Tensor w = dense_like(w_in, basis, rows * size, "w");
+  Tensor h = torch::stable::new_empty(basis, {rows, blocks});
+  Tensor norm = torch::stable::new_empty(basis, {rows});
+  if (rows == 0) return {h, norm};
+  const torch::stable::accelerator::DeviceGuard guard(basis.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(basis.get_device_index(), &stream));
+  const auto run = basis.scalar_type() == ScalarType::Double ? launch<double> : launch<float>;
+  run(basis, w, status, column, h, norm, static_cast<cudaStream_t>(stream));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {h, norm};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(soatfast, CUDA, m) { m.impl("arnoldi_step", TORCH_BOX(&arnoldi_step)); }
+
+}  // namespace soatfast
