@@ -29,6 +29,7 @@ from soatfast.train.trainer import TrainConfig
 QUICK = ("clean", "pgd40")
 FULL = ("clean", "pgd40", "autoattack")
 MAIN = ("pgd10", "replay", "replay2", "fgsm", "pgd2")
+KEPT = ("replay", "replay-float32", "atta")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def _setting(title: str, methods: Sequence[str], *, epochs: int = 15, full: bool
 
 
 SETTINGS: dict[str, Setting] = {
-    "eps-0.3": _setting("Linf 0.3", (*MAIN, "replay-float32", "atta"), eps=0.3, full=True),
-    "eps-0.2": _setting("Linf 0.2", (*MAIN, "replay-float32", "atta"), eps=0.2, full=True),
+    "eps-0.3": _setting("Linf 0.3", MAIN, eps=0.3, full=True),
+    "eps-0.2": _setting("Linf 0.2", MAIN, eps=0.2, full=True),
+    "eps-0.3-kept": _setting("Linf 0.3, what is kept", KEPT, eps=0.3),
+    "eps-0.2-kept": _setting("Linf 0.2, what is kept", KEPT, eps=0.2),
     "eps-0.3-60": _setting("Linf 0.3", ("replay",), epochs=60, eps=0.3, full=True),
     "eps-0.2-60": _setting("Linf 0.2", ("replay",), epochs=60, eps=0.2, full=True),
     "eps-0.3-5": _setting("Linf 0.3", ("pgd10", "replay", "replay2"), epochs=5, eps=0.3),
@@ -166,7 +169,7 @@ def _shown(values: Sequence[float] | None, digits: int = 1) -> str:
 
 
 def _against(rows: dict[str, dict[str, list[float]]], method: str, base: dict[str, list[float]] | None) -> str:
-    if base is None:
+    if base is None or len(base["seconds"]) != len(rows[method]["seconds"]):
         return "–"
     pairs = zip(rows[method]["seconds"], base["seconds"], strict=True)
     return f"{statistics.fmean(a / b for a, b in pairs):.2f}"
@@ -175,7 +178,7 @@ def _against(rows: dict[str, dict[str, list[float]]], method: str, base: dict[st
 def tables(found: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     lines = []
     for name, rows in found.items():
-        base = rows.get("pgd10") or found.get(name.removesuffix("-60"), {}).get("pgd10")
+        base = rows.get("pgd10") or found.get(name.rpartition("-")[0], {}).get("pgd10")
         lines += [
             f"### {SETTINGS[name].title}, {next(iter(rows.values()))['epochs'][0]} epochs",
             "",
