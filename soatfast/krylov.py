@@ -134,7 +134,7 @@ def gmres(
     finite = right.isfinite().all(1)
     right = torch.where(finite.unsqueeze(1), right, 0.0)
     length = ops.lp_norm(right, 2)
-    target = (rtol * length).clamp_min(atol)
+    target = (rtol * length).clamp_min(atol) if stop == "residual" else torch.zeros_like(length)
     x = torch.zeros_like(right)
     if x0 is not None:
         x = torch.where((finite & (length > 0)).unsqueeze(1), layout.rows(x0, "x0"), 0.0)
@@ -170,7 +170,7 @@ def gmres(
                 status,
                 h,
                 norm,
-                target if stop == "residual" else torch.zeros_like(target),
+                target,
                 column=j,
                 rcond=rcond,
             )

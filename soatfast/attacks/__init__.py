@@ -3,6 +3,8 @@
 from .base import Attack
 from .fgsm import FGSM
 from .frank_wolfe import FrankWolfe
+from .haat import HAAT
 from .pgd import PGD
+from .soae import SOAE
 
-__all__ = ["FGSM", "PGD", "Attack", "FrankWolfe"]
+__all__ = ["FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe"]

@@ -1,0 +1,77 @@
+"""What attacks on the Hessian share: passes in full precision, also for a half-precision model."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..gradients import InputGradient
+from ..memory import Visit
+from .base import Attack, round_towards
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondOrderAttack(Attack):
+    """An attack that differences gradients over a tiny step: noise of a pass is divided by that step.
+
+    Args:
+        full_precision: run the passes in float32 (float64 for a float64 batch), whatever autocast, TF32 or the
+            model's dtype say: bfloat16 noise over a step of 1e-3 drowns the Hessian. A half-precision model is called
+            with float32 copies of its parameters, and a warning says so. False takes the passes as they come; so does
+            a ``precision`` that is given.
+    """
+
+    full_precision: bool = True
+
+    def run(
+        self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None = None, visit: Visit | None = None
+    ) -> Tensor:
+        if not self.full_precision or self.precision is not None:
+            return super().run(oracle, x, y, g0, visit)
+        with _full_precision(oracle, x.device.type):
+            if x.dtype not in (torch.float16, torch.bfloat16):
+                return super().run(oracle, x, y, g0, visit)
+            x_adv = super().run(oracle, x.float(), y, None, visit)  # a half-precision g0 is no base of a difference
+        return round_towards(x_adv, x.detach())
+
+
+@contextlib.contextmanager
+def _full_precision(oracle: InputGradient, device: str) -> Iterator[None]:
+    """No autocast, no TF32, and the model in float32 at least."""
+    model = oracle.model
+    if isinstance(model, nn.Module) and any(_is_half(t) for t in (*model.parameters(), *model.buffers())):
+        warnings.warn(
+            "finite differences need float32: the attack runs a float32 copy of the half-precision model "
+            "(full_precision=False runs it as it is)",
+            stacklevel=4,
+        )
+        oracle.model = _Float32(model)
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        oracle.model = model
+
+
+def _is_half(t: Tensor) -> bool:
+    return t.dtype in (torch.float16, torch.bfloat16)
+
+
+class _Float32:
+    """A module called with float32 copies of its parameters and buffers; the module itself is left alone."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.state = {name: t.detach().float() if _is_half(t) else t for name, t in named.items()}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.func.functional_call(self.model, self.state, (x,))
