@@ -31,7 +31,7 @@ def shift(t, definite):
 
 
 def assert_optimal(t, c, z, radius):
-    """(lam I - T) z = c with lam I - T positive semidefinite, and lam = 0 or ||z|| = radius: the optimality conditions."""
+    """(lam I - T) z = c with lam I - T positive semidefinite, and lam = 0 or ||z|| = radius."""
     length = z.norm(dim=1)
     assert (length <= radius * (1 + 1e-9)).all()
     top = torch.linalg.eigvalsh(t)[:, -1]
