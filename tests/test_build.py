@@ -214,7 +214,17 @@ def test_arch_list_is_read_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 MAX_REGISTERS = 64  # four blocks of 256 threads on a multiprocessor of 64 K registers
 
 
-def test_cuda_kernels_keep_their_register_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("lp_norm", 16),  # four orders by four dtypes
+        ("arnoldi_step", 2),
+        ("krylov", 6),  # Givens step, triangular solve and combination, by two dtypes
+    ],
+)
+def test_cuda_kernels_keep_their_register_budget(
+    name: str, kernels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "csrc"))
     from nvcc import find_nvcc
 
@@ -224,11 +234,11 @@ def test_cuda_kernels_keep_their_register_budget(tmp_path: Path, monkeypatch: py
     include = [str(Path(torch.__file__).parent / "include"), *toolkit.include]
     command = [toolkit.nvcc, "-std=c++20", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     command += [word for path in include for word in ("-isystem", path)]
-    command += ["-gencode", "arch=compute_90,code=sm_90", "-Xptxas=-v", "-cubin", "-o", str(tmp_path / "lp_norm.cubin")]
-    done = subprocess.run([*command, str(ROOT / "csrc/cuda/lp_norm.cu")], capture_output=True, text=True)
+    command += ["-gencode", "arch=compute_90,code=sm_90", "-Xptxas=-v", "-cubin", "-o", str(tmp_path / f"{name}.cubin")]
+    done = subprocess.run([*command, str(ROOT / f"csrc/cuda/{name}.cu")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill", done.stderr)]
-    assert len(registers) == 16, "four orders by four dtypes"
+    assert len(registers) == kernels
     assert max(registers) <= MAX_REGISTERS
     assert spills and not any(spills)

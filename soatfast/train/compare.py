@@ -38,9 +38,11 @@ class CompareConfig:
     """Folder of everything written; finished and interrupted trainings found there are used."""
     methods: tuple[str, ...] = DEMO
     """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it, replay the Frank-Wolfe
-    training with memory, atta its PGD counterpart, fgsm one step from a random start."""
+    training with memory, atta its PGD counterpart, fgsm one step from a random start, soat and haat training on
+    second-order examples."""
     attacks: tuple[str, ...] = QUICK
-    """Which attacks: clean, fgsm, pgd40, quadratic, autoattack (of torchattacks; a minute or more a model)."""
+    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, autoattack (of torchattacks; a minute or
+    more a model)."""
     eps: float = 0.2
     """Radius of training and evaluation, in pixel units of [0, 1]."""
     p: float = math.inf

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 
-from soatfast.attacks import FGSM, PGD, FrankWolfe
+from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
 from soatfast.crops import CropFlip
 from soatfast.evaluate.autoattack import AutoAttack
 from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
@@ -58,6 +58,12 @@ def _atta(steps: int) -> Callable[[Task], Loss]:
     return lambda t: AdversarialTraining(PGD(eps=t.eps, p=t.p, steps=steps, mode="keep"), memory=t.memory())
 
 
+def _soat(variant: Literal["newton", "tr"]) -> Callable[[Task], Loss]:
+    return lambda t: AdversarialTraining(
+        SOAE(eps=t.eps, p=t.p, variant=variant, steps=2, max_dim=4, mode="keep"),
+    )
+
+
 # mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
 # For a model that has one, `suited` makes it "eval".
 METHODS: dict[str, Method] = {
@@ -85,6 +91,13 @@ METHODS: dict[str, Method] = {
         "SCORPIO replay, 1 step",
         lambda t: SCORPIO(eps=t.eps, p=t.p, steps=1, strength=1.05, mode="keep", memory=t.memory()),
     ),
+    # Ten attack passes each, as PGD-10.
+    "soat": Method("SOAT, trust region", _soat("tr")),
+    "soat-newton": Method("SOAT, Newton (the paper's)", _soat("newton")),
+    "haat": Method(
+        "HAAT, 2 steps of 5 passes",
+        lambda t: AdversarialTraining(HAAT(eps=t.eps, p=t.p, steps=2, power=4, step_size=t.eps / 2, mode="keep")),
+    ),
 }
 DEMO = ("standard", "pgd10", "scorpio", "pgd4", "replay")
 BASELINE = "pgd10"
@@ -95,7 +108,11 @@ ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
     "fgsm": ("FGSM %", lambda t: FGSM(eps=t.eps, p=t.p)),
     "pgd40": ("PGD-40 %", lambda t: PGD(eps=t.eps, p=t.p, steps=40)),
     "quadratic": ("quadratic %", lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3)),
+    "soae": ("SOAE Newton %", lambda t: SOAE(eps=t.eps, p=t.p, max_dim=9)),
+    "soae-tr": ("SOAE tr %", lambda t: SOAE(eps=t.eps, p=t.p, variant="tr", steps=8, max_dim=4)),
+    "haat": ("HAAT %", lambda t: HAAT(eps=t.eps, p=t.p, steps=7)),
     "autoattack": ("AutoAttack %", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes)),
 }
 """Evaluation columns: key -> (header, attack)."""
+# SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40.
 QUICK = ("clean", "fgsm", "pgd40", "quadratic")
