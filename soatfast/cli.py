@@ -1,4 +1,4 @@
-"""The command `soatfast`: `soatfast compare` and `soatfast doctor`.
+"""The command `soatfast`: `soatfast compare`, `soatfast curvature` and `soatfast doctor`.
 
 Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
 """
@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from soatfast.evaluate.table import Table
     from soatfast.train.compare import CompareConfig
+    from soatfast.train.curvature import CurvatureConfig
 
 _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows the traceback of an error."
 
@@ -56,11 +60,13 @@ def _run(words: list[str]) -> None:
 
     import soatfast
     from soatfast.train.compare import CompareConfig
+    from soatfast.train.curvature import CurvatureConfig
 
     compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    curvature = Annotated[CurvatureConfig, tyro.conf.subcommand("curvature")]
     doctor = Annotated[Doctor, tyro.conf.subcommand("doctor")]
     command = tyro.cli(
-        compare | doctor,  # type: ignore[operator]
+        compare | curvature | doctor,  # type: ignore[operator]
         args=words,
         prog="soatfast",
         description=_ABOUT,
@@ -68,8 +74,30 @@ def _run(words: list[str]) -> None:
     )
     if isinstance(command, CompareConfig):
         _compare(command)
+    elif isinstance(command, CurvatureConfig):
+        _curvature(command)
     else:
         print(soatfast.show_config())
+
+
+def _show(table: Table, console: Console) -> None:
+    if console.is_terminal:
+        console.print(table.to_rich())
+    else:
+        print(table.to_markdown())
+
+
+def _curvature(config: CurvatureConfig) -> None:
+    from rich.console import Console
+
+    from soatfast.train.curvature import curvature
+    from soatfast.train.progress import make_progress
+
+    console = Console()
+    with make_progress(console) as progress:
+        table = curvature(config, progress)
+    _show(table, console)
+    print(f"written to {config.run_dir}: curvature.md, curvature.json, curvature.png")
 
 
 def _compare(config: CompareConfig) -> None:
@@ -81,10 +109,7 @@ def _compare(config: CompareConfig) -> None:
     console = Console()
     with make_progress(console) as progress:
         table = compare(config, progress)
-    if console.is_terminal:
-        console.print(table.to_rich())
-    else:
-        print(table.to_markdown())
+    _show(table, console)
     names = ("results.md", "results.json", "comparison.png")
     files = ", ".join(name for name in names if (config.run_dir / name).is_file())
     print(f"written to {config.run_dir}: {files}, and a folder per method")
