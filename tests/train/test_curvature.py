@@ -9,7 +9,8 @@ import pytest
 from soatfast import cli
 from soatfast.train.curvature import CurvatureConfig
 
-TINY = [
+SIZE = ["--train-samples", "60", "--test-samples", "20", "--batch-size", "30", "--epochs", "1"]
+TINY = [*SIZE, "--methods", "standard", "pgd4"]
     "--train-samples",
     "60",
     "--test-samples",
