@@ -11,18 +11,6 @@ from soatfast.train.curvature import CurvatureConfig
 
 SIZE = ["--train-samples", "60", "--test-samples", "20", "--batch-size", "30", "--epochs", "1"]
 TINY = [*SIZE, "--methods", "standard", "pgd4"]
-    "--train-samples",
-    "60",
-    "--test-samples",
-    "20",
-    "--batch-size",
-    "30",
-    "--epochs",
-    "1",
-    "--methods",
-    "standard",
-    "pgd4",
-]
 
 
 @pytest.fixture(scope="module")
