@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import race
-from soatfast.attacks import PGD, FrankWolfe
+from soatfast.attacks import PGD, SOAE, FrankWolfe
 from soatfast.train.models import ResNet18, SmallCNN
 
 
@@ -65,3 +65,16 @@ def bench_frank_wolfe(benchmark, scheme):
         f"{passes} bare passes": lambda: bare_passes(model, x, y, passes),
     }
     race(benchmark, f"FrankWolfe-{scheme} SmallCNN batch 128", candidates, checked=False)
+
+
+@pytest.mark.parametrize("variant", ["newton", "tr"])
+def bench_soae(benchmark, variant):
+    """rtol 0, so that no product is saved: every candidate makes as many passes."""
+    model, x, y = problem("SmallCNN", 128)
+    attack = SOAE(eps=0.2, variant=variant, steps=1, max_dim=10, rtol=0.0, rcond=0.0)
+    passes = attack.passes().forward
+    candidates = {
+        "soatfast": lambda: attack(model, x, y),
+        f"{passes} bare passes": lambda: bare_passes(model, x, y, passes),
+    }
+    race(benchmark, f"SOAE-{variant} SmallCNN batch 128, m = 10", candidates, checked=False)
