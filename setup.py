@@ -44,6 +44,7 @@ OPS = (
     "pgd_step",
     "replay_start",
     "replay_step",
+    "power_step",
     "arnoldi_step",
     "givens_step",
     "triangular_solve",

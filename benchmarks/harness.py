@@ -33,6 +33,7 @@ BUDGET = {
     "frank_wolfe_step central": 32,
     "project": 12,
     "pgd_step": 16,
+    "power_step": 24,
 }
 
 

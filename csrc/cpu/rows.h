@@ -124,6 +124,15 @@ struct ReplayStep {
   void* x_adv;  // [B, D]
 };
 
+struct PowerStep {
+  DType dtype;
+  int64_t size;
+  const void *g0, *g1, *u, *x;  // [B, D]
+  double h;
+  void *fresh, *probe;    // [B, D]
+  void *rayleigh, *norm;  // [B], accumulation dtype
+};
+
 struct ArnoldiStep {
   DType dtype;             // kFloat or kDouble
   int64_t size, blocks;    // D, m + 1
@@ -154,6 +163,7 @@ struct Kernels {
   void (*pgd_step)(const PgdStep&, int64_t begin, int64_t end, void* scratch);
   void (*replay_start)(const ReplayStart&, int64_t begin, int64_t end, void* scratch);
   void (*replay_step)(const ReplayStep&, int64_t begin, int64_t end, void* scratch);
+  void (*power_step)(const PowerStep&, int64_t begin, int64_t end, void* scratch);
   void (*arnoldi_step)(const ArnoldiStep&, int64_t begin, int64_t end, void* scratch);
   void (*krylov_combine)(const KrylovCombine&, int64_t begin, int64_t end, void* scratch);
 };

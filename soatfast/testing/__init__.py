@@ -17,7 +17,8 @@ How to use it::
 
       |kernel - fp64| <= 2 (max_row |same-dtype reference - fp64| + eps(dtype) max_row |fp64|)
 
-  (with eps(accumulate) max_row |x| in addition where the output is a point x + ...: its entries may cancel).
+  (with eps(accumulate) max_row |x| in addition where the output is a point x + ...: its entries may cancel, as the
+  terms of a Frank-Wolfe gap and of a Rayleigh quotient may, which are allowed the rounding of their terms).
   The row's largest reference error is used, not the element's own, because one element of the reference may be right
   by luck. Where the same-dtype reference is not finite the kernel must be not finite in the same places. Where the
   result jumps (the sign for p = inf, the arg max for p = 1 in a Frank-Wolfe step) an element may differ only inside

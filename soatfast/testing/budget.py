@@ -13,7 +13,7 @@ from ..ops.constants import accumulate_dtype
 from ..ops.quantise import remembered
 
 UPDATED = {"replay_step": (0, 1)}  # positions of the arguments that an op updates in place
-_X_POSITION = {"frank_wolfe_init": 1, "frank_wolfe_step": 3, "project": 1, "pgd_step": 2}  # of x in the arguments
+_X_POSITION = {"frank_wolfe_init": 1, "frank_wolfe_step": 3, "project": 1, "pgd_step": 2, "power_step": 3}  # of x
 
 
 def call(op: str, kernel: Callable, args: tuple) -> tuple[Tensor, ...]:
@@ -42,7 +42,8 @@ def compare(op: str, got: Tensor | tuple[Tensor, ...], args: tuple) -> None:
     for index, (mine, twin) in enumerate(zip(outputs, same, strict=True)):
         assert mine.shape == twin.shape, f"{op}[{index}]: shape {tuple(mine.shape)}, expected {tuple(twin.shape)}"
         assert mine.dtype == twin.dtype, f"{op}[{index}]: {mine.dtype}, expected {twin.dtype}"
-    band = scale = floor = None
+    band = floor = None
+    slacks: dict[int, Tensor] = {}  # of per-sample results
     position = _X_POSITION.get(op)
     if position is not None:
         size = double[position].abs()
@@ -51,13 +52,15 @@ def compare(op: str, got: Tensor | tuple[Tensor, ...], args: tuple) -> None:
             size = torch.maximum(size, double[0].abs())  # the exact L1 threshold is as large as the move
         floor = torch.finfo(accumulate_dtype(cpu[0].dtype)).eps * size.amax(1, keepdim=True)
     if op == "frank_wolfe_step":
-        exact, band, scale = _frank_wolfe_band(double, cpu[0].dtype, outputs, exact)
+        exact, band, slacks[2] = _frank_wolfe_band(double, cpu[0].dtype, outputs, exact)
+    elif op == "power_step":
+        slacks[2] = _rayleigh_slack(double, cpu[0].dtype)
     for index, (mine, twin, truth) in enumerate(zip(outputs, same, exact, strict=True)):
-        is_gap = mine.dim() == 1
-        where = None if band is None or is_gap else band.expand(-(-mine.shape[0] // max(1, band.shape[0])), *band.shape)
+        single = mine.dim() == 1
+        where = None if band is None or single else band.expand(-(-mine.shape[0] // max(1, band.shape[0])), *band.shape)
         where = None if where is None else where.reshape(mine.shape)
-        slack = scale if is_gap else floor
-        if slack is not None and not is_gap:
+        slack = slacks.get(index) if single else floor
+        if slack is not None and not single:
             slack = slack.repeat(mine.shape[0] // max(1, slack.shape[0]), 1)[: mine.shape[0]]
         _assert_within(f"{op}[{index}]", mine, twin, truth, where, slack)
 
@@ -149,6 +152,13 @@ def _frank_wolfe_band(
     if p == 1:
         slack = slack + _largest(wobble) * _flat(radius)
     return (v_new, probe, gap), band, slack
+
+
+def _rayleigh_slack(args: tuple, dtype: torch.dtype) -> Tensor:
+    """Rounding of <u, H u> (B,): its terms may cancel."""
+    g0, g1, u, _, h = args
+    product = torch.nan_to_num((g1 - g0) / h)
+    return (4 * torch.finfo(accumulate_dtype(dtype)).eps * product * u).abs().sum(1)
 
 
 def _largest(t: Tensor) -> Tensor:

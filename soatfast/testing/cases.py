@@ -276,6 +276,20 @@ def _replay_step(shape, kind, p, memory):
     return build
 
 
+def _power_step(shape, kind, h):
+    def build(generator, dtype):
+        if shape is None:
+            g = degenerate_rows(dtype)
+            g0, g1 = torch.cat([torch.zeros_like(g), g.flip(0)]), g.repeat(2, 1)
+        else:
+            g0, g1 = (_normal(generator, shape, dtype, 1e-3) for _ in "01")
+        rows, size = g0.shape
+        x = _uniform(generator, (rows, size), dtype)
+        return (g0, g1, _normal(generator, (rows, size), dtype, size**-0.5), x, h)
+
+    return build
+
+
 _FLAGS = (False, True)
 _PARAMETERS: dict[str, tuple[Callable, dict[str, Sequence[Any]]]] = {
     "lmo": (_lmo, {"p": GENERAL_P}),
@@ -289,6 +303,7 @@ _PARAMETERS: dict[str, tuple[Callable, dict[str, Sequence[Any]]]] = {
     "pgd_step": (_pgd_step, {"p": BALL_P, "exact": _FLAGS}),
     "replay_start": (_replay_start, {"p": (2.0, math.inf), "memory": MEMORY_DTYPES}),
     "replay_step": (_replay_step, {"p": GENERAL_P, "memory": MEMORY_DTYPES}),
+    "power_step": (_power_step, {"h": (1.0, 0.01)}),
 }
 OPS = tuple(_PARAMETERS)
 

@@ -71,6 +71,8 @@ def _calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]:
     calls["frank_wolfe_step-box"] = lambda b: ops.frank_wolfe_step(
         b.g, b.plus, b.v, b.x, math.inf, b.eps, gamma=0.5, in_box=True
     )
+    for h in (1, 0.01):
+        calls[f"power_step-{h}"] = lambda b, h=h: ops.power_step(b.g, b.plus, b.v, b.x, h)
     for p, eps in ((1, 5.0), (2, 1.0), (math.inf, 0.1)):
         for exact in (False, True):
             calls[f"project-{p}-{exact}"] = lambda b, p=p, eps=eps, exact=exact: ops.project(

@@ -104,7 +104,7 @@ def test_opcheck(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "offset", "expanded"])
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_on_other_layouts(op: str, layout: str) -> None:
-    case = next(case for case in op_cases(op, [(3, 33)]) if "p=2.0" in case.id)
+    case = next(case for case in op_cases(op, [(3, 33)]) if "p=2.0" in case.id or "p=" not in case.id)
     memory = (0,) if op.startswith("replay") else ()  # which must be dense: a step updates it in place
     args = tuple(
         LAYOUTS[layout](a) if isinstance(a, Tensor) and a.dim() == 2 and i not in memory else a

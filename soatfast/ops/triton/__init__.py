@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-OPS = ("lmo", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step", "replay_start", "replay_step")
+OPS = (
+    "lmo",
+    "frank_wolfe_init",
+    "frank_wolfe_step",
+    "project",
+    "pgd_step",
+    "replay_start",
+    "replay_step",
+    "power_step",
+)
 _registered: set[str] = set()
 
 

@@ -36,7 +36,7 @@ _TRITON_NAME = {
     torch.int8: "i8",
     torch.int64: "i64",
 }
-_PER_SAMPLE = ("eps_ptr", "alpha_ptr", "gap_ptr")
+_PER_SAMPLE = ("eps_ptr", "alpha_ptr", "gap_ptr", "rayleigh_ptr", "norm_ptr")
 _FIXED = {"index_ptr": torch.int64, "scale_ptr": torch.float32}
 
 

@@ -73,7 +73,8 @@ def _attack_step(g: Tensor, x: Tensor, eps: Tensor, alpha: Tensor) -> tuple[Tens
     v, probe = ops.frank_wolfe_init(g, x, math.inf, eps)
     v, probe, gap = ops.frank_wolfe_step(g, probe - s, v, x, 3, eps, gamma=0.5, h=1.05, central=False)
     moved = ops.pgd_step(probe, g, x, 1, eps, alpha, exact=True)
-    return ops.project(moved + v, x, 2, eps, exact=True), gap, ops.lp_norm(g, 2)
+    power = ops.power_step(g, probe, s, x, 0.5)
+    return ops.project(moved + v, x, 2, eps, exact=True), gap, ops.lp_norm(g, 2), *power
 
 
 def _attack_inputs(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ only_interpreted = pytest.mark.skipif(
 )
 quiet = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
 
-OPS = ("lmo", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step")
+OPS = ("lmo", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step", "power_step")
 
 
 def launcher(op: str) -> Callable:
