@@ -206,6 +206,7 @@ def curves(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
     """PGD-40 accuracy against training seconds: one panel a question, one colour a method, lines over epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     panels = {title: names for title, names in CURVES.items() if any(name in found for name in names)}
     if not panels:
@@ -235,6 +236,9 @@ def curves(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
                 for a, b, e in zip(x, y, epochs, strict=True):
                     axis.annotate(f"{e}", (a, b), xytext=(5, -11), textcoords="offset points", fontsize=8, color=colour)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(title, fontsize=10.5)
         axis.set_xlabel("training seconds", fontsize=9)
         axis.set_ylabel("PGD-40 accuracy (%)", fontsize=9)
