@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soatfast.objectives import cross_entropy
+
 
 def relu_net(dtype=torch.float64, shape=(1, 4, 4), classes=4, seed=0) -> nn.Module:
     torch.manual_seed(seed)
@@ -93,3 +95,14 @@ def slow_frank_wolfe(gradient, x: Tensor, p: float, eps: float, steps: int, h: f
         g = g0 + (gradient(x + h * v) - g0) / h
         v = (1 - gamma) * v + gamma * slow_lmo(g, p, eps)
     return v
+
+
+def hessians(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B, D, D) of the cross-entropy by the input, by autograd, a sample at a time."""
+    rows = []
+    for i in range(len(x)):
+        matrix = torch.autograd.functional.hessian(
+            lambda z, i=i: cross_entropy(model(z), y[i : i + 1])[0], x[i : i + 1]
+        )
+        rows.append(matrix.reshape(x[0].numel(), -1))
+    return torch.stack(rows)

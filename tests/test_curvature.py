@@ -7,18 +7,11 @@ import torch
 
 from soatfast.curvature import top_eigenpair
 from soatfast.gradients import InputGradient, count_passes
-from soatfast.objectives import cross_entropy
-from tests.nets import batch, quadratic, relu_net, smooth_net
+from tests.nets import batch, hessians, quadratic, relu_net, smooth_net
 
 
 def spectra(model, x, y):
-    rows = []
-    for i in range(len(x)):
-        matrix = torch.autograd.functional.hessian(
-            lambda z, i=i: cross_entropy(model(z), y[i : i + 1])[0], x[i : i + 1]
-        )
-        rows.append(torch.linalg.eigvalsh(matrix.reshape(x[0].numel(), -1)))
-    return torch.stack(rows)
+    return torch.linalg.eigvalsh(hessians(model, x, y))
 
 
 @pytest.mark.parametrize("scheme", ["exact", "cd", "fe"])

@@ -7,19 +7,8 @@ import torch
 
 from soatfast.gauss_newton import gauss_newton
 from soatfast.gradients import InputGradient, count_passes
-from soatfast.objectives import cross_entropy
 from soatfast.quadratic import newton, trust_region
-from tests.nets import batch, linear_net, relu_net, smooth_net
-
-
-def hessians(model, x, y):
-    rows = []
-    for i in range(len(x)):
-        matrix = torch.autograd.functional.hessian(
-            lambda z, i=i: cross_entropy(model(z), y[i : i + 1])[0], x[i : i + 1]
-        )
-        rows.append(matrix.reshape(x[0].numel(), -1))
-    return torch.stack(rows)
+from tests.nets import batch, hessians, linear_net, relu_net, smooth_net
 
 
 @pytest.mark.parametrize("net", [relu_net, linear_net])

@@ -12,19 +12,8 @@ from soatfast import ops
 from soatfast.attacks import SOAE
 from soatfast.gradients import InputGradient, count_passes
 from soatfast.losses import AdversarialTraining
-from soatfast.objectives import cross_entropy
 from soatfast.quadratic import trust_region
-from tests.nets import batch, linear_net, quadratic, relu_net, smooth_net
-
-
-def hessians(model, x, y):
-    rows = []
-    for i in range(len(x)):
-        matrix = torch.autograd.functional.hessian(
-            lambda z, i=i: cross_entropy(model(z), y[i : i + 1])[0], x[i : i + 1]
-        )
-        rows.append(matrix.reshape(x[0].numel(), -1))
-    return torch.stack(rows)
+from tests.nets import batch, hessians, linear_net, quadratic, relu_net, smooth_net
 
 
 def direction(attack, model, x, y, reach=1.0):
