@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from . import ops
 from .gradients import InputGradient
-from .hvp import Scheme, hvp
+from .hvp import Scheme, hvp, unit_step
 from .krylov import arnoldi
 
 
@@ -98,7 +97,7 @@ def top_eigenpair(
 
 
 def _power(oracle: InputGradient, x: Tensor, y: Tensor, u: Tensor, steps: int, h: float | None) -> Eigenpair:
-    h = (1e-6 if x.dtype == torch.float64 else 2e-5) * math.sqrt(x[0].numel()) if h is None else h
+    h = unit_step(x.dtype, x[0].numel()) if h is None else h
     u = u / ops.lp_norm(u, 2).to(u.dtype).view(-1, *(1,) * (u.dim() - 1))
     g = oracle.gradient(x, y)
     probe, value, norm = x + h * u, None, None

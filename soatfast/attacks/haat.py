@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..gradients import InputGradient
+from ..hvp import unit_step
 from ..passes import Passes, passes_of
 from .base import check_radius, check_steps
 from .second_order import SecondOrderAttack
@@ -76,7 +77,7 @@ class HAAT(SecondOrderAttack):
         size = x[0].numel()
         h = self.h
         if h is None:
-            h = _PAPER_H if self.variant == "paper" else (1e-6 if x.dtype == torch.float64 else 2e-5) * math.sqrt(size)
+            h = _PAPER_H if self.variant == "paper" else unit_step(x.dtype, size)
         alpha = self.eps / 4 if self.step_size is None else self.step_size
         x_t = x
         if self.random_start:

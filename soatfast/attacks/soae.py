@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ class SOAE(SecondOrderAttack):
         stop: "residual", or "subdiag": the paper's line 12 as Saad has it, h_{j+1,j} <= rtol, not relative.
         step: "lmo" moves eps/T along the steepest direction of the p-norm for d (the sign for p = inf); "raw" adds
             eps/T d as printed, of any length.
-        rcond: GMRES's; None by dtype.
+        rcond: where a Krylov space ends, see :mod:`soatfast.krylov`; None by dtype.
+        check_every: ask every so many products whether all samples are solved, one synchronisation with the device
+            each; None never asks.
         compact: leave samples out of the passes that are solved already (one synchronisation a product).
 
     p is 1, 2 or inf. A direction that is zero or not finite is replaced by the gradient.
@@ -73,6 +75,7 @@ class SOAE(SecondOrderAttack):
     stop: Literal["residual", "subdiag"] = "residual"
     step: Literal["lmo", "raw"] = "lmo"
     rcond: float | None = None
+    check_every: int | None = 1
     compact: bool = False
 
     def __post_init__(self) -> None:
@@ -90,6 +93,8 @@ class SOAE(SecondOrderAttack):
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
         if self.max_dim is not None:
             check_steps(self.max_dim, "max_dim")
+        if self.check_every is not None:
+            check_steps(self.check_every, "check_every")
         for name in ("rtol", "rcond"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -149,13 +154,14 @@ class SOAE(SecondOrderAttack):
 
         m = min(_MAX_DIM, size) if self.max_dim is None else self.max_dim
         compact = self.compact and self.scheme != "exact"  # the exact product is of the whole batch
+        solver: dict[str, Any] = {"rcond": self.rcond, "check_every": self.check_every, "compact": compact}
         if self.variant == "tr":
-            space = arnoldi(matvec, g, max_dim=m, compact=compact)
+            space = arnoldi(matvec, g, max_dim=m, **solver)
             c = torch.zeros_like(space.basis[:, :m, 0])
             c[:, 0] = space.length
             z = quadratic.trust_region(space.hessenberg[:, :m], c, self._l2(reach, size))
             return g, space.combine(z)
-        found = gmres(matvec, g, max_dim=m, rtol=self.rtol, rcond=self.rcond, compact=compact, stop=self.stop)
+        found = gmres(matvec, g, max_dim=m, rtol=self.rtol, stop=self.stop, **solver)
         return g, found.x
 
     def _l2(self, reach: float | Tensor, size: int) -> float | Tensor:

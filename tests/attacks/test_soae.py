@@ -133,6 +133,20 @@ def test_solved_samples_save_passes():
     torch.testing.assert_close(x_adv, plain)
 
 
+@pytest.mark.parametrize("variant", ["newton", "tr"])
+def test_without_asking_every_product_is_made(variant):
+    """As many as declared, and the same examples: 3 classes, so that 2 products solve every sample."""
+    model, (x, y) = relu_net(classes=3), batch(n=5, classes=3)
+    options = {"eps": 0.1, "steps": 1, "variant": variant, "scheme": "exact", "max_dim": 6, "rtol": 1e-6}
+    attack = SOAE(check_every=None, **options)
+    with count_passes(model) as passes:
+        x_adv = attack(model, x, y)
+    assert passes.total() == attack.passes(5)
+    torch.testing.assert_close(x_adv, SOAE(**options)(model, x, y))
+    with pytest.raises(ValueError, match="check_every must be at least 1, got 0"):
+        SOAE(check_every=0)
+
+
 def test_subdiagonal_stop_is_absolute():
     model, (x, y) = smooth_net(), batch(n=5)
     counts = []
