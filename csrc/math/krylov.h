@@ -1,5 +1,5 @@
-// A sample's small numbers in a Krylov solve: the Givens rotation of a new Hessenberg column and the back-substitution.
-// One thread runs them; soatfast/ops/krylov.py says what the arrays are.
+// A sample's small numbers in a Krylov solve: the Givens rotation of a new Hessenberg column and the back-substitution,
+// for one sample or for L side by side; soatfast/ops/krylov.py says what the arrays are.
 #pragma once
 
 #include "real.h"
@@ -32,65 +32,103 @@ template <typename T>
 SOATFAST_HD T hypotenuse(T a, T b) {
   a = magnitude(a), b = magnitude(b);
   const T large = a > b ? a : b, small = a > b ? b : a;
-  if (!(large > T(0))) return T(0);
-  const T ratio = small / large;
+  const T ratio = large > T(0) ? small / large : T(0);
   return large * sqrt(T(1) + ratio * ratio);
 }
 
+// Pointers to the numbers of one sample; the same number of the next one lies behind it, and the next number of the
+// same one `stride` entries on. So samples turn side by side: lanes of a vector on the CPU, threads on CUDA.
 template <typename T>
-struct KrylovRow {
-  T* triangle;         // (m, m)
-  T* rotations;        // (m, 2) cosine and sine
-  T* rhs;              // (m + 1,)
-  int32_t* iterations;
-  int32_t* status;
+struct KrylovState {
+  T* triangle;   // (m, m, B)
+  T* rotations;  // (m, 2, B) cosine and sine
+  T* rhs;        // (m + 1, B)
+  int32_t *iterations, *status;  // (B,)
+  int64_t stride;                // B
 };
 
-// h (m + 1,) is column j of the Hessenberg matrix, norm that of the vector it came from. Returns the residual norm.
-template <typename T>
-SOATFAST_HD T givens_row(int64_t m, int64_t j, const KrylovRow<T> row, const T* h, T norm, T target, T rcond) {
-  const auto residual = [&] { return magnitude(row.rhs[*row.iterations]); };
-  if (*row.status != kActive) return residual();
-  bool finite = is_finite(norm);
-  for (int64_t i = 0; i < m + 1; ++i) finite = finite && is_finite(h[i]);
-  if (!finite) {
-    *row.status = kNonfinite;
-    return residual();
+// h (m + 1, B) is column j of the Hessenberg matrices of L samples, norm that of the vectors they came from; residual
+// (B,) becomes |rhs[iterations]|. Every sum and product is the same for every L, and a lane never looks at another.
+template <typename T, int L>
+SOATFAST_HD void givens_lanes(
+    int64_t m, int64_t j, const KrylovState<T>& s, const T* h, const T* norm, const T* target, T rcond, T* residual) {
+  using Flag = Bits<T>;  // as wide as T, so that a choice is a vector's
+  const int64_t n = s.stride;
+  T running[L], largest[L];
+  Flag use[L];
+  for (int l = 0; l < L; ++l) {
+    use[l] = is_finite(norm[l]) ? Flag(1) : Flag(0);
+    running[l] = h[l];
+    largest[l] = T(0);
   }
-  T running = h[0], largest = T(0);
+  for (int64_t i = 0; i <= j + 1; ++i) {
+    for (int l = 0; l < L; ++l) use[l] = is_finite(h[i * n + l]) ? use[l] : Flag(0);
+  }
+  for (int l = 0; l < L; ++l) {
+    if (s.status[l] != kActive) {
+      use[l] = Flag(0);
+    } else if (!use[l]) {
+      s.status[l] = kNonfinite;
+    }
+  }
   for (int64_t i = 0; i < j; ++i) {
-    const T c = row.rotations[2 * i], s = row.rotations[2 * i + 1], below = h[i + 1];
-    const T pivot = magnitude(row.triangle[i * m + i]);
-    largest = pivot > largest ? pivot : largest;
-    row.triangle[i * m + j] = c * running + s * below;
-    running = c * below - s * running;
+    const T *cosine = s.rotations + 2 * i * n, *sine = cosine + n, *below = h + (i + 1) * n;
+    const T* diagonal = s.triangle + (i * m + i) * n;
+    T* entry = s.triangle + (i * m + j) * n;
+    for (int l = 0; l < L; ++l) {
+      const T pivot = magnitude(diagonal[l]);
+      largest[l] = pivot > largest[l] ? pivot : largest[l];
+      entry[l] = use[l] ? cosine[l] * running[l] + sine[l] * below[l] : entry[l];
+      running[l] = cosine[l] * below[l] - sine[l] * running[l];
+    }
   }
-  const T left = h[j + 1], rho = hypotenuse(running, left);
-  largest = rho > largest ? rho : largest;
-  if (!(rho > rcond * largest)) {
-    *row.status = kSingular;
-    return residual();
+  T* const rhs = s.rhs + j * n;
+  T* const turn = s.rotations + 2 * j * n;
+  T* const corner = s.triangle + (j * m + j) * n;
+  T rho[L];
+  Flag accept[L];
+  for (int l = 0; l < L; ++l) {
+    rho[l] = hypotenuse(running[l], h[(j + 1) * n + l]);
+    const T bound = rcond * (rho[l] > largest[l] ? rho[l] : largest[l]);
+    accept[l] = rho[l] > bound ? use[l] : Flag(0);
   }
-  const T c = running / rho, s = left / rho, old = row.rhs[j];
-  row.triangle[j * m + j] = rho;
-  row.rotations[2 * j] = c;
-  row.rotations[2 * j + 1] = s;
-  row.rhs[j] = c * old;
-  row.rhs[j + 1] = -s * old;
-  *row.iterations = static_cast<int32_t>(j + 1);
-  const T now = residual();
-  *row.status = now <= target ? kConverged : exhausted(left, norm) ? kBreakdown : kActive;
-  return now;
+  for (int l = 0; l < L; ++l) {
+    const T safe = accept[l] ? rho[l] : T(1), old = rhs[l];
+    const T c = running[l] / safe, t = h[(j + 1) * n + l] / safe;
+    corner[l] = accept[l] ? rho[l] : corner[l];
+    turn[l] = accept[l] ? c : turn[l];
+    turn[n + l] = accept[l] ? t : turn[n + l];
+    rhs[l] = accept[l] ? c * old : old;
+    rhs[n + l] = accept[l] ? -t * old : rhs[n + l];
+  }
+  for (int l = 0; l < L; ++l) {
+    if (accept[l]) s.iterations[l] = static_cast<int32_t>(j + 1);
+    const T now = magnitude(s.rhs[s.iterations[l] * n + l]);
+    residual[l] = now;
+    if (accept[l]) {
+      s.status[l] = now <= target[l] ? kConverged : exhausted(h[(j + 1) * n + l], norm[l]) ? kBreakdown : kActive;
+    } else if (use[l]) {
+      s.status[l] = kSingular;
+    }
+  }
 }
 
-// y (m,) with R y = rhs on the first k columns, 0 behind them.
-template <typename T>
-SOATFAST_HD void back_substitution_row(int64_t m, int64_t k, const T* triangle, const T* rhs, T* y) {
-  for (int64_t i = k; i < m; ++i) y[i] = T(0);
-  for (int64_t i = k - 1; i >= 0; --i) {
-    T left = rhs[i];
-    for (int64_t l = i + 1; l < k; ++l) left -= triangle[i * m + l] * y[l];
-    y[i] = left / triangle[i * m + i];
+// y (m, B) with R y = rhs on the first `iterations` columns of L samples, 0 behind them.
+template <typename T, int L>
+SOATFAST_HD void back_substitution_lanes(int64_t m, const KrylovState<T>& s, T* y) {
+  const int64_t n = s.stride;
+  for (int64_t i = m - 1; i >= 0; --i) {
+    T left[L];
+    for (int l = 0; l < L; ++l) left[l] = s.rhs[i * n + l];
+    for (int64_t k = i + 1; k < m; ++k) {
+      const T *entry = s.triangle + (i * m + k) * n, *known = y + k * n;
+      for (int l = 0; l < L; ++l) left[l] = known[l] == T(0) ? left[l] : left[l] - entry[l] * known[l];
+    }
+    const T* pivot = s.triangle + (i * m + i) * n;
+    for (int l = 0; l < L; ++l) {
+      const bool used = i < s.iterations[l];
+      y[i * n + l] = used ? left[l] / (used ? pivot[l] : T(1)) : T(0);
+    }
   }
 }
 

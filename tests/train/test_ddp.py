@@ -119,6 +119,9 @@ def worker(folder: Path) -> None:
         with mock.patch("soatfast.memory._FILE_BYTES", 20):  # several blocks
             memories_meet(rank, dtype, p)
     balls_differ(rank)
+    # Left to the interpreter's exit, gloo's threads may outlive their group: "terminate called", now and then.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
