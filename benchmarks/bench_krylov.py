@@ -70,29 +70,27 @@ def bench_gmres_without_products(benchmark) -> None:
     race(benchmark, f"gmres, {STEPS} steps, products excluded", {"soatfast": solve, "eager": eager})
 
 
-def _hessenberg(count: int) -> Tensor:
-    diagonal, b = _diagonal(count)
-    return arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).hessenberg
-
-
 def bench_givens_and_triangular_solve(benchmark) -> None:
-    """min ||beta e_1 - H y|| of every sample: all rotations and the solve against one batched lstsq."""
-    h = _hessenberg(SMOKE_ROWS if benchmark.disabled else ROWS)
-    count = len(h)
-    columns = [h[:, :, j].contiguous() for j in range(STEPS)]
-    norms = [column.norm(dim=1) for column in columns]
+    """min ||beta e_1 - H y|| of every sample: rotations and solve, all columns in one call, against a batched lstsq.
+
+    "step by step" is a call for each column, as gmres makes where it asks after every product.
+    """
+    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    h = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).hessenberg.contiguous()  # (B, m + 1, m)
+    hessenberg = h.permute(2, 1, 0).contiguous()
+    count, norms = len(h), torch.linalg.vector_norm(hessenberg, dim=1)
     right = torch.zeros(count, STEPS + 1, 1)
     right[:, 0] = 1.0
+    target = torch.zeros(count)
 
-    def solve() -> Tensor:
-        triangle, rotations = torch.zeros(count, STEPS, STEPS), torch.zeros(count, STEPS, 2)
-        rhs, whole = right.squeeze(2).clone(), torch.zeros(2, count, dtype=torch.int32)
-        target = torch.zeros(count)
-        for j in range(STEPS):
-            ops.givens_step(
-                triangle, rotations, rhs, whole[0], whole[1], columns[j], norms[j], target, column=j, rcond=0.0
-            )
-        return ops.triangular_solve(triangle, rhs, whole[0])
+    def solve(columns: int = STEPS) -> Tensor:
+        triangle, rotations = torch.zeros(STEPS, STEPS, count), torch.zeros(STEPS, 2, count)
+        rhs, whole = torch.zeros(STEPS + 1, count), torch.zeros(2, count, dtype=torch.int32)
+        rhs[0] = 1.0
+        state = (triangle, rotations, rhs, whole[0], whole[1])
+        for j in range(0, STEPS, columns):
+            ops.givens_step(*state, hessenberg, norms, target, column=j, count=columns, rcond=0.0)
+        return ops.triangular_solve(triangle, rhs, whole[0]).t()
 
     def eager() -> Tensor:
         with ops.backend("reference"):
@@ -101,7 +99,11 @@ def bench_givens_and_triangular_solve(benchmark) -> None:
     def lstsq() -> Tensor:
         return torch.linalg.lstsq(h, right).solution.squeeze(2)
 
-    race(benchmark, f"Givens steps and solve, m = {STEPS}", {"soatfast": solve, "eager": eager, "lstsq": lstsq})
+    race(
+        benchmark,
+        f"Givens steps and solve, m = {STEPS}",
+        {"soatfast": solve, "step by step": partial(solve, 1), "eager": eager, "lstsq": lstsq},
+    )
 
 
 @pytest.mark.parametrize("column", [4, 19])
@@ -111,9 +113,11 @@ def bench_arnoldi_step(benchmark, column: int) -> None:
     space = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS)
     basis, status = space.basis, torch.zeros(len(b), dtype=torch.int32)
     w = basis[:, column] * diagonal
+    hessenberg, norms = torch.zeros(STEPS, STEPS + 1, len(b)), torch.zeros(STEPS, len(b))
 
     def step() -> Tensor:
-        return ops.arnoldi_step(basis, w, status, column)[0]
+        ops.arnoldi_step(basis, hessenberg, norms, w, status, column)
+        return hessenberg[column]
 
     def eager() -> Tensor:
         with ops.backend("reference"):
@@ -126,7 +130,7 @@ def bench_arnoldi_step(benchmark, column: int) -> None:
 def bench_krylov_combine(benchmark) -> None:
     diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
     basis = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).basis
-    y = torch.ones(len(b), STEPS)
+    y = torch.ones(STEPS, len(b))
 
     def eager() -> Tensor:
         with ops.backend("reference"):

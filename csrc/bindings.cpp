@@ -73,20 +73,21 @@ py::tuple givens(
   if (!fits || column < 0 || column >= m || iterations < 0 || iterations > m) {
     throw std::invalid_argument("expected triangle (m, m), rotations (m, 2), rhs (m + 1), h (m + 1), column < m");
   }
-  const KrylovRow<T> row{
-      triangle.mutable_data(), rotations.mutable_data(), rhs.mutable_data(), &iterations, &status};
-  const T residual = givens_row<T>(m, column, row, h.data(), norm, target, rcond);
+  const KrylovState<T> state{
+      triangle.mutable_data(), rotations.mutable_data(), rhs.mutable_data(), &iterations, &status, 1};
+  T residual = 0;
+  givens_lanes<T, 1>(m, column, state, h.data(), &norm, &target, rcond, &residual);
   return py::make_tuple(residual, iterations, status);
 }
 
 template <typename T>
-Row<T> back_substitution(const Row<T>& triangle, const Row<T>& rhs, int64_t k) {
+Row<T> back_substitution(const Row<T>& triangle, const Row<T>& rhs, int32_t k) {
   const int64_t m = rhs.size() - 1;
   if (triangle.size() != m * m || k < 0 || k > m) {
     throw std::invalid_argument("expected triangle (m, m), rhs (m + 1) and 0 <= k <= m");
   }
   Row<T> y(m);
-  back_substitution_row<T>(m, k, triangle.data(), rhs.data(), y.mutable_data());
+  back_substitution_lanes<T, 1>(m, KrylovTriangle<T>{triangle.data(), rhs.data(), &k, 1}, y.mutable_data());
   return y;
 }
 

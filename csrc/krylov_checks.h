@@ -33,35 +33,77 @@ inline Tensor dense_like(const Tensor& t, const Tensor& like, int64_t numel, con
   return dense(t);
 }
 
-inline void check_column(int64_t column, int64_t m) {
+inline void check_columns(int64_t column, int64_t count, int64_t m) {
   STD_TORCH_CHECK(column >= 0 && column < m, "column must lie in 0..", m - 1, ", got ", column);
+  STD_TORCH_CHECK(count >= 1 && column + count <= m, "count must lie in 1..", m - column, ", got ", count);
+}
+
+// w, dense.
+inline Tensor check_arnoldi(
+    const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w, const Tensor& status,
+    int64_t column) {
+  check_state(basis, "basis");
+  const int64_t rows = basis.size(0), m = basis.size(1) - 1, size = basis.size(2);
+  check_dense(hessenberg, basis, basis.scalar_type(), "hessenberg");
+  check_dense(norms, basis, basis.scalar_type(), "norms");
+  STD_TORCH_CHECK(
+      hessenberg.numel() == m * (m + 1) * rows, "hessenberg: expected shape (", m, ", ", m + 1, ", ", rows, ")");
+  STD_TORCH_CHECK(norms.numel() == m * rows, "norms: expected shape (", m, ", ", rows, ")");
+  check_numbers(status, basis, rows, "status");
+  check_columns(column, 1, m);
+  return dense_like(w, basis, rows * size, "w");
 }
 
 inline void check_square(const Tensor& triangle) {
   check_state(triangle, "triangle");
-  STD_TORCH_CHECK(triangle.size(2) == triangle.size(1), "triangle: expected square matrices");
+  STD_TORCH_CHECK(triangle.size(0) == triangle.size(1), "triangle: expected shape (m, m, B)");
 }
 
 // What givens_step reads, dense.
 struct GivensCall {
-  Tensor h, norm, target;
+  Tensor hessenberg, norms, target;
 };
 
 inline GivensCall check_givens(
     const Tensor& triangle, const Tensor& rotations, const Tensor& rhs, const Tensor& iterations, const Tensor& status,
-    const Tensor& h, const Tensor& norm, const Tensor& target, int64_t column) {
+    const Tensor& hessenberg, const Tensor& norms, const Tensor& target, int64_t column, int64_t count) {
   check_square(triangle);
-  const int64_t rows = triangle.size(0), m = triangle.size(1);
+  const int64_t rows = triangle.size(2), m = triangle.size(1);
   check_dense(rotations, triangle, triangle.scalar_type(), "rotations");
   check_dense(rhs, triangle, triangle.scalar_type(), "rhs");
-  STD_TORCH_CHECK(rotations.numel() == 2 * rows * m, "rotations: expected shape (", rows, ", ", m, ", 2)");
-  STD_TORCH_CHECK(rhs.numel() == rows * (m + 1), "rhs: expected shape (", rows, ", ", m + 1, ")");
+  STD_TORCH_CHECK(rotations.numel() == 2 * rows * m, "rotations: expected shape (", m, ", 2, ", rows, ")");
+  STD_TORCH_CHECK(rhs.numel() == rows * (m + 1), "rhs: expected shape (", m + 1, ", ", rows, ")");
   check_numbers(iterations, triangle, rows, "iterations");
   check_numbers(status, triangle, rows, "status");
-  check_column(column, m);
+  check_columns(column, count, m);
   return {
-      dense_like(h, triangle, rows * (m + 1), "h"), dense_like(norm, triangle, rows, "norm"),
+      dense_like(hessenberg, triangle, rows * m * (m + 1), "hessenberg"), dense_like(norms, triangle, rows * m, "norms"),
       dense_like(target, triangle, rows, "target")};
+}
+
+// What triangular_solve reads, dense.
+struct TriangleCall {
+  Tensor triangle, rhs, iterations;
+};
+
+inline TriangleCall check_triangle(const Tensor& triangle_in, const Tensor& rhs, const Tensor& iterations_in) {
+  const Tensor triangle = dense(triangle_in), iterations = dense(iterations_in);
+  check_square(triangle);
+  const int64_t rows = triangle.size(2), m = triangle.size(1);
+  check_numbers(iterations, triangle, rows, "iterations");
+  return {triangle, dense_like(rhs, triangle, rows * (m + 1), "rhs"), iterations};
+}
+
+// kernel(args, begin, end, scratch) over samples that lie side by side, `work` operations each: threads share cache
+// lines of 16 numbers, never one.
+template <typename Args>
+void for_packs(int64_t rows, int64_t work, void (*kernel)(const Args&, int64_t, int64_t, void*), const Args& args) {
+  constexpr int64_t kPack = 16, kGrain = 65536;  // operations worth a thread
+  if (rows == 0 || work == 0) return;
+  const int64_t packs = (rows + kPack - 1) / kPack;
+  torch::stable::parallel_for(0, packs, std::max<int64_t>(1, kGrain / (work * kPack)), [&](int64_t begin, int64_t end) {
+    kernel(args, begin * kPack, std::min(end * kPack, rows), nullptr);
+  });
 }
 
 }  // namespace soatfast

@@ -79,6 +79,7 @@ def top_eigenpair(
         space = arnoldi(exact, start, max_dim=max_dim)
     else:
         g = oracle.gradient(x, y) if scheme == "fe" else None
+        h = unit_step(x.dtype, x[0].numel()) if h is None else h  # the vectors of a basis have length 1
         space = arnoldi(lambda v: hvp(oracle, x, y, v, scheme=scheme, h=h, g0=g), start, max_dim=max_dim)
     small = space.hessenberg[:, :max_dim].double()
     small = (small + small.transpose(1, 2)) / 2

@@ -73,11 +73,12 @@ def hvp(
         raise ValueError(f'scheme must be "fe", "cd" or "exact", got {scheme!r}')
     if h is not None and not 0 < h < math.inf:
         raise ValueError(f"h must be finite and > 0, got {h!r}")
-    step: float | Tensor = automatic_step(v).to(v.dtype).view(-1, *(1,) * (v.dim() - 1)) if h is None else h
-    move = step * v
+    if h is None:
+        scale = automatic_step(v).to(v.dtype).view(-1, *(1,) * (v.dim() - 1))
+        return hvp(oracle, x, y, scale * v, scheme=scheme, h=1.0, g0=g0) / scale
     if scheme == "cd":
-        gradients = oracle.gradient(torch.cat([x + move, x - move]), torch.cat([y, y]))
-        return (gradients[: len(x)] - gradients[len(x) :]) / (2 * step)
+        gradients = oracle.gradient(torch.cat([x.add(v, alpha=h), x.sub(v, alpha=h)]), torch.cat([y, y]))
+        return (gradients[: len(x)] - gradients[len(x) :]).div_(2 * h)
     if g0 is None:
         g0 = oracle.gradient(x, y)
-    return (oracle.gradient(x + move, y) - g0) / step
+    return (oracle.gradient(x.add(v, alpha=h), y) - g0).div_(h)

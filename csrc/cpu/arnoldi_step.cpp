@@ -3,28 +3,25 @@
 namespace soatfast {
 namespace {
 
-// basis [B, m + 1, D], w [B, D], status [B] -> h [B, m + 1], norm [B]; block column + 1 of basis
-std::tuple<Tensor, Tensor> arnoldi_step(
-    const Tensor& basis, const Tensor& w_in, const Tensor& status, int64_t column) {
-  check_state(basis, "basis");
+// basis [B, m + 1, D], hessenberg [m, m + 1, B], norms [m, B], all updated; w [B, D], status [B]
+void arnoldi_step(
+    const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w_in, const Tensor& status,
+    int64_t column) {
+  const Tensor w = check_arnoldi(basis, hessenberg, norms, w_in, status, column);
   const int64_t rows = basis.size(0), blocks = basis.size(1), size = basis.size(2);
-  check_numbers(status, basis, rows, "status");
-  check_column(column, blocks - 1);
-  const Tensor w = dense_like(w_in, basis, rows * size, "w");
-  Tensor h = torch::stable::new_empty(basis, {rows, blocks});
-  Tensor norm = torch::stable::new_empty(basis, {rows});
+  const int64_t bytes = dtype_of(basis) == cpu::DType::kDouble ? 8 : 4;
   const cpu::ArnoldiStep args{
       dtype_of(basis),
       size,
       blocks,
+      rows,
       column,
       basis.mutable_data_ptr(),
       w.const_data_ptr(),
       static_cast<const int32_t*>(status.const_data_ptr()),
-      h.mutable_data_ptr(),
-      norm.mutable_data_ptr()};
+      static_cast<char*>(hessenberg.mutable_data_ptr()) + column * blocks * rows * bytes,
+      static_cast<char*>(norms.mutable_data_ptr()) + column * rows * bytes};
   for_rows(rows, size, 2 * blocks, cpu::kernels().arnoldi_step, args);
-  return {h, norm};
 }
 
 }  // namespace

@@ -36,21 +36,22 @@ SOATFAST_HD void add_dots(int64_t n, int64_t count, const T* basis, int64_t stri
   }
 }
 
-// r += sign sum_k c_k v_k.
+// r += sign sum_k c_k v_k; c_k = c[k c_stride].
 template <typename T, typename C>
 SOATFAST_HD void add_combination(
-    int64_t n, int64_t count, const T* basis, int64_t stride, const C* c, T sign, T* r) {
+    int64_t n, int64_t count, const T* basis, int64_t stride, const C* c, int64_t c_stride, T sign, T* r) {
   int64_t k = 0;
   for (; k + 4 <= count; k += 4) {
     const T *v0 = basis + k * stride, *v1 = v0 + stride, *v2 = v1 + stride, *v3 = v2 + stride;
-    const T c0 = sign * static_cast<T>(c[k]), c1 = sign * static_cast<T>(c[k + 1]);
-    const T c2 = sign * static_cast<T>(c[k + 2]), c3 = sign * static_cast<T>(c[k + 3]);
+    const C* four = c + k * c_stride;
+    const T c0 = sign * static_cast<T>(four[0]), c1 = sign * static_cast<T>(four[c_stride]);
+    const T c2 = sign * static_cast<T>(four[2 * c_stride]), c3 = sign * static_cast<T>(four[3 * c_stride]);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) r[i] += (c0 * v0[i] + c1 * v1[i]) + (c2 * v2[i] + c3 * v3[i]);
   }
   for (; k < count; ++k) {
     const T* v = basis + k * stride;
-    const T factor = sign * static_cast<T>(c[k]);
+    const T factor = sign * static_cast<T>(c[k * c_stride]);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) r[i] += factor * v[i];
   }
@@ -64,11 +65,11 @@ SOATFAST_HD double square_of(int64_t n, const T* r) {
   return a;
 }
 
-// w (n,) against the first `known` vectors of basis (m + 1, n); the next vector of the basis, h (m + 1,) and ||w||.
+// w (n,) against the first `known` vectors of basis (m + 1, n); the next vector of the basis, h_k = h[k h_stride], ||w||.
 // The basis is read three times: the second pass subtracts and takes the second products at once. scratch: 2 known.
 template <typename T>
 SOATFAST_HD T arnoldi_row(
-    int64_t n, int64_t blocks, int64_t known, T* basis, const T* w, T* h, double* scratch) {
+    int64_t n, int64_t blocks, int64_t known, T* basis, const T* w, T* h, int64_t h_stride, double* scratch) {
   const SimdTeam team;
   T* r = basis + known * n;
   const T m = team.max(n, [=](int64_t i) SOATFAST_BODY { return magnitude(w[i]); });
@@ -88,17 +89,17 @@ SOATFAST_HD T arnoldi_row(
   if (!(scale > T(0)) || !is_finite(norm / scale)) {
     const T nan = bit_cast<T>(static_cast<Bits<T>>(Real<T>::kInfinity | 1));
     team.each(n, [=](int64_t i) SOATFAST_BODY { r[i] = T(0); });
-    for (int64_t k = 0; k < blocks; ++k) h[k] = k <= known ? nan : T(0);
+    for (int64_t k = 0; k < blocks; ++k) h[k * h_stride] = k <= known ? nan : T(0);
     return nan;
   }
   for (int64_t start = 0; start < n; start += kPiece) {
     const int64_t size = n - start < kPiece ? n - start : kPiece;
-    add_combination(size, known, basis + start, n, h1, T(-1), r + start);
+    add_combination(size, known, basis + start, n, h1, 1, T(-1), r + start);
     add_dots(size, known, basis + start, n, r + start, h2);
   }
   for (int64_t start = 0; start < n; start += kPiece) {
     const int64_t size = n - start < kPiece ? n - start : kPiece;
-    add_combination(size, known, basis + start, n, h2, T(-1), r + start);
+    add_combination(size, known, basis + start, n, h2, 1, T(-1), r + start);
     left_squares += square_of(size, r + start);
   }
   const T left = static_cast<T>(sqrt(left_squares));
@@ -106,21 +107,22 @@ SOATFAST_HD T arnoldi_row(
   const T inverse = stop ? T(0) : T(1) / left;
   team.each(n, [=](int64_t i) SOATFAST_BODY { r[i] *= inverse; });
   for (int64_t k = 0; k < blocks; ++k) {
-    h[k] = k < known ? static_cast<T>((h1[k] + h2[k]) / scale) : k == known ? left / scale : T(0);
+    h[k * h_stride] = k < known ? static_cast<T>((h1[k] + h2[k]) / scale) : k == known ? left / scale : T(0);
   }
   return norm / scale;
 }
 
-// x (n,) = x0 + sum_k y_k v_k; x0 may be null.
+// x (n,) = x0 + sum_k y_k v_k, y_k = y[k y_stride]; x0 may be null.
 template <typename T>
-SOATFAST_HD void combine_row(int64_t n, int64_t m, const T* basis, const T* y, const T* x0, T* x) {
-  while (m > 0 && y[m - 1] == T(0)) --m;  // no column behind a sample's end is read
+SOATFAST_HD void combine_row(
+    int64_t n, int64_t m, const T* basis, const T* y, int64_t y_stride, const T* x0, T* x) {
+  while (m > 0 && y[(m - 1) * y_stride] == T(0)) --m;  // no column behind a sample's end is read
   for (int64_t start = 0; start < n; start += kPiece) {
     const int64_t size = n - start < kPiece ? n - start : kPiece;
     T* piece = x + start;
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) piece[i] = x0 == nullptr ? T(0) : x0[start + i];
-    add_combination(size, m, basis + start, n, y, T(1), piece);
+    add_combination(size, m, basis + start, n, y, y_stride, T(1), piece);
   }
 }
 

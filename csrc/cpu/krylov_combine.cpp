@@ -3,7 +3,7 @@
 namespace soatfast {
 namespace {
 
-// basis [B, m + 1, D], y [B, m], x0 [B, D] -> x [B, D]
+// basis [B, m + 1, D], y [m, B], x0 [B, D] -> x [B, D]
 Tensor krylov_combine(const Tensor& basis_in, const Tensor& y_in, std::optional<Tensor> x0_in) {
   const Tensor basis = dense(basis_in);
   check_state(basis, "basis");
@@ -16,6 +16,7 @@ Tensor krylov_combine(const Tensor& basis_in, const Tensor& y_in, std::optional<
       dtype_of(basis),
       size,
       blocks,
+      rows,
       basis.const_data_ptr(),
       y.const_data_ptr(),
       x0.has_value() ? x0->const_data_ptr() : nullptr,

@@ -136,17 +136,36 @@ struct PowerStep {
 struct ArnoldiStep {
   DType dtype;             // kFloat or kDouble
   int64_t size, blocks;    // D, m + 1
-  int64_t column;
+  int64_t rows, column;
   void* basis;             // [B, m + 1, D]
   const void* w;           // [B, D]
   const int32_t* status;   // [B]
-  void *h, *norm;          // [B, m + 1], [B]
+  void *h, *norm;          // [m + 1, B] and [B] of this column
+};
+
+struct GivensStep {
+  DType dtype;                             // kFloat or kDouble
+  int64_t rows, m, column, count;          // columns [column, column + count)
+  double rcond;
+  void *triangle, *rotations, *rhs;        // [m, m, B], [m, 2, B], [m + 1, B]
+  int32_t *iterations, *status;            // [B]
+  const void *hessenberg, *norms, *target;  // [m, m + 1, B], [m, B], [B]
+  void* residual;                          // [count, B]
+};
+
+struct TriangularSolve {
+  DType dtype;  // kFloat or kDouble
+  int64_t rows, m;
+  const void *triangle, *rhs;  // [m, m, B], [m + 1, B]
+  const int32_t* iterations;   // [B]
+  void* y;                     // [m, B]
 };
 
 struct KrylovCombine {
   DType dtype;             // kFloat or kDouble
   int64_t size, blocks;    // D, m + 1
-  const void *basis, *y;   // [B, m + 1, D], [B, m]
+  int64_t rows;
+  const void *basis, *y;   // [B, m + 1, D], [m, B]
   const void* x0;          // [B, D] or null
   void* x;                 // [B, D]
 };
@@ -165,6 +184,8 @@ struct Kernels {
   void (*replay_step)(const ReplayStep&, int64_t begin, int64_t end, void* scratch);
   void (*power_step)(const PowerStep&, int64_t begin, int64_t end, void* scratch);
   void (*arnoldi_step)(const ArnoldiStep&, int64_t begin, int64_t end, void* scratch);
+  void (*givens_step)(const GivensStep&, int64_t begin, int64_t end, void* scratch);
+  void (*triangular_solve)(const TriangularSolve&, int64_t begin, int64_t end, void* scratch);
   void (*krylov_combine)(const KrylovCombine&, int64_t begin, int64_t end, void* scratch);
 };
 

@@ -90,10 +90,10 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(
     const T* __restrict__ w,                // [B, D]
     const int32_t* __restrict__ status,     // [B]
     int64_t size, int64_t blocks, int64_t known,
-    T* __restrict__ h,                      // [B, m + 1]
+    T* __restrict__ h,                      // [m + 1, B]
     T* __restrict__ norm) {                 // [B]
   extern __shared__ double shared[];        // partial (known + 1), h1 (known), h2 (known)
-  const int64_t row = blockIdx.y;
+  const int64_t row = blockIdx.y, rows = gridDim.y;
   const Cluster cluster{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
   double *partial = shared, *h1 = shared + known + 1, *h2 = h1 + known;
   T* const first = basis + row * blocks * size;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(
   if (status[row] != kActive) {  // the same for every block of the cluster
     for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] = T(0);
     if (cluster.rank == 0) {
-      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[row * blocks + k] = T(0);
+      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[k * rows + row] = T(0);
     }
     if (writes) norm[row] = T(0);
     return;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(
     const T nan = bit_cast<T>(static_cast<Bits<T>>(Real<T>::kInfinity | 1));
     for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] = T(0);
     if (cluster.rank == 0) {
-      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[row * blocks + k] = k <= known ? nan : T(0);
+      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[k * rows + row] = k <= known ? nan : T(0);
     }
     if (writes) norm[row] = nan;
     return;
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(
   for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] *= inverse;
   if (cluster.rank == 0) {
     for (int64_t k = threadIdx.x; k < blocks; k += kThreads) {
-      h[row * blocks + k] =
+      h[k * rows + row] =
           k < known ? static_cast<T>((h1[k] + h2[k]) / scale) : k == known ? left / scale : T(0);
     }
   }
@@ -185,8 +185,8 @@ int cluster_size(int64_t rows, int64_t size, int device) {
 
 template <typename T>
 void launch(
-    const Tensor& basis, const Tensor& w, const Tensor& status, int64_t column, const Tensor& h, const Tensor& norm,
-    cudaStream_t stream) {
+    const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w, const Tensor& status,
+    int64_t column, cudaStream_t stream) {
   const int64_t rows = basis.size(0), blocks = basis.size(1), size = basis.size(2), known = column + 1;
   const int cluster = cluster_size(rows, size, basis.get_device_index());
   cudaLaunchAttribute attribute{};
@@ -201,30 +201,27 @@ void launch(
   config.numAttrs = cluster > 1 ? 1 : 0;
   const auto status_code = cudaLaunchKernelEx(
       &config, arnoldi_kernel<T>, static_cast<T*>(basis.mutable_data_ptr()), static_cast<const T*>(w.const_data_ptr()),
-      static_cast<const int32_t*>(status.const_data_ptr()), size, blocks, known, static_cast<T*>(h.mutable_data_ptr()),
-      static_cast<T*>(norm.mutable_data_ptr()));
+      static_cast<const int32_t*>(status.const_data_ptr()), size, blocks, known,
+      static_cast<T*>(hessenberg.mutable_data_ptr()) + column * blocks * rows,
+      static_cast<T*>(norms.mutable_data_ptr()) + column * rows);
   STD_TORCH_CHECK(status_code == cudaSuccess, "arnoldi_step: ", cudaGetErrorString(status_code));
 }
 
-// basis [B, m + 1, D], w [B, D], status [B] -> h [B, m + 1], norm [B]; block column + 1 of basis
-std::tuple<Tensor, Tensor> arnoldi_step(const Tensor& basis, const Tensor& w_in, const Tensor& status, int64_t column) {
-  check_state(basis, "basis");
-  const int64_t rows = basis.size(0), blocks = basis.size(1), size = basis.size(2);
-  check_numbers(status, basis, rows, "status");
-  check_column(column, blocks - 1);
+// basis [B, m + 1, D], hessenberg [m, m + 1, B], norms [m, B], all updated; w [B, D], status [B]
+void arnoldi_step(
+    const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w_in, const Tensor& status,
+    int64_t column) {
+  const Tensor w = check_arnoldi(basis, hessenberg, norms, w_in, status, column);
+  const int64_t rows = basis.size(0);
   STD_TORCH_CHECK(rows <= 65535, "arnoldi_step: at most 65535 samples on CUDA, got ", rows);
   STD_TORCH_CHECK(column < 2000, "arnoldi_step: at most 2000 columns on CUDA, got ", column + 1);
-  const Tensor w = dense_like(w_in, basis, rows * size, "w");
-  Tensor h = torch::stable::new_empty(basis, {rows, blocks});
-  Tensor norm = torch::stable::new_empty(basis, {rows});
-  if (rows == 0) return {h, norm};
+  if (rows == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(basis.get_device_index());
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(basis.get_device_index(), &stream));
   const auto run = basis.scalar_type() == ScalarType::Double ? launch<double> : launch<float>;
-  run(basis, w, status, column, h, norm, static_cast<cudaStream_t>(stream));
+  run(basis, hessenberg, norms, w, status, column, static_cast<cudaStream_t>(stream));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {h, norm};
 }
 
 }  // namespace

@@ -4,6 +4,13 @@
 
 #include "real.h"
 
+// Before a loop over the lanes of a vector.
+#ifdef __CUDACC__
+#define SOATFAST_LANES
+#else
+#define SOATFAST_LANES _Pragma("omp simd")
+#endif
+
 namespace soatfast {
 inline namespace SOATFAST_ISA {
 
@@ -56,25 +63,32 @@ SOATFAST_HD void givens_lanes(
   const int64_t n = s.stride;
   T running[L], largest[L];
   Flag use[L];
+  SOATFAST_LANES
   for (int l = 0; l < L; ++l) {
     use[l] = is_finite(norm[l]) ? Flag(1) : Flag(0);
     running[l] = h[l];
     largest[l] = T(0);
   }
   for (int64_t i = 0; i <= j + 1; ++i) {
+    SOATFAST_LANES
     for (int l = 0; l < L; ++l) use[l] = is_finite(h[i * n + l]) ? use[l] : Flag(0);
   }
+  bool any = false;
   for (int l = 0; l < L; ++l) {
     if (s.status[l] != kActive) {
       use[l] = Flag(0);
     } else if (!use[l]) {
       s.status[l] = kNonfinite;
     }
+    any = any || use[l];
+    residual[l] = magnitude(s.rhs[s.iterations[l] * n + l]);
   }
+  if (!any) return;
   for (int64_t i = 0; i < j; ++i) {
     const T *cosine = s.rotations + 2 * i * n, *sine = cosine + n, *below = h + (i + 1) * n;
     const T* diagonal = s.triangle + (i * m + i) * n;
     T* entry = s.triangle + (i * m + j) * n;
+    SOATFAST_LANES
     for (int l = 0; l < L; ++l) {
       const T pivot = magnitude(diagonal[l]);
       largest[l] = pivot > largest[l] ? pivot : largest[l];
@@ -87,11 +101,13 @@ SOATFAST_HD void givens_lanes(
   T* const corner = s.triangle + (j * m + j) * n;
   T rho[L];
   Flag accept[L];
+  SOATFAST_LANES
   for (int l = 0; l < L; ++l) {
     rho[l] = hypotenuse(running[l], h[(j + 1) * n + l]);
     const T bound = rcond * (rho[l] > largest[l] ? rho[l] : largest[l]);
     accept[l] = rho[l] > bound ? use[l] : Flag(0);
   }
+  SOATFAST_LANES
   for (int l = 0; l < L; ++l) {
     const T safe = accept[l] ? rho[l] : T(1), old = rhs[l];
     const T c = running[l] / safe, t = h[(j + 1) * n + l] / safe;
@@ -102,10 +118,10 @@ SOATFAST_HD void givens_lanes(
     rhs[n + l] = accept[l] ? -t * old : rhs[n + l];
   }
   for (int l = 0; l < L; ++l) {
-    if (accept[l]) s.iterations[l] = static_cast<int32_t>(j + 1);
-    const T now = magnitude(s.rhs[s.iterations[l] * n + l]);
-    residual[l] = now;
     if (accept[l]) {
+      s.iterations[l] = static_cast<int32_t>(j + 1);
+      const T now = magnitude(rhs[n + l]);
+      residual[l] = now;
       s.status[l] = now <= target[l] ? kConverged : exhausted(h[(j + 1) * n + l], norm[l]) ? kBreakdown : kActive;
     } else if (use[l]) {
       s.status[l] = kSingular;
@@ -113,15 +129,24 @@ SOATFAST_HD void givens_lanes(
   }
 }
 
+template <typename T>
+struct KrylovTriangle {
+  const T *triangle, *rhs;
+  const int32_t* iterations;
+  int64_t stride;
+};
+
 // y (m, B) with R y = rhs on the first `iterations` columns of L samples, 0 behind them.
 template <typename T, int L>
-SOATFAST_HD void back_substitution_lanes(int64_t m, const KrylovState<T>& s, T* y) {
+SOATFAST_HD void back_substitution_lanes(int64_t m, const KrylovTriangle<T>& s, T* y) {
   const int64_t n = s.stride;
   for (int64_t i = m - 1; i >= 0; --i) {
     T left[L];
+    SOATFAST_LANES
     for (int l = 0; l < L; ++l) left[l] = s.rhs[i * n + l];
     for (int64_t k = i + 1; k < m; ++k) {
       const T *entry = s.triangle + (i * m + k) * n, *known = y + k * n;
+      SOATFAST_LANES
       for (int l = 0; l < L; ++l) left[l] = known[l] == T(0) ? left[l] : left[l] - entry[l] * known[l];
     }
     const T* pivot = s.triangle + (i * m + i) * n;
@@ -131,6 +156,8 @@ SOATFAST_HD void back_substitution_lanes(int64_t m, const KrylovState<T>& s, T* 
     }
   }
 }
+
+#undef SOATFAST_LANES
 
 }  // namespace SOATFAST_ISA
 }  // namespace soatfast

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops, quadratic
 from ..gauss_newton import gauss_newton
 from ..gradients import InputGradient
-from ..hvp import hvp
+from ..hvp import hvp, unit_step
 from ..krylov import arnoldi, gmres
 from ..ops._arguments import per_sample
 from ..passes import Passes, passes_of
@@ -122,12 +122,13 @@ class SOAE(SecondOrderAttack):
         """d, turned where it descends ("newton"), as -d for "literal"; g where d is no direction."""
         rest = (1,) * (g.dim() - 1)
         flat = d.flatten(1)
-        usable = (flat.isfinite().all(1) & (flat != 0).any(1)).view(-1, *rest)
+        largest = flat.abs().amax(1)
+        usable = (largest.isfinite() & (largest > 0)).view(-1, *rest)
         if self.variant == "literal":
             d = -d
         elif self.variant == "newton":
             along = (g.flatten(1) * flat).sum(1).view(-1, *rest)
-            d = torch.where(along < 0, -d, d)
+            d = d * torch.where(along < 0, -1.0, 1.0)
         return torch.where(usable, d, g)
 
     def _direction(
@@ -146,11 +147,13 @@ class SOAE(SecondOrderAttack):
         elif g is None:
             g = oracle.gradient(x, y)
 
+        h = unit_step(x.dtype, size) if self.h is None else self.h  # the solvers multiply unit vectors
+
         def matvec(v: Tensor, index: Tensor | None = None) -> Tensor:
             if self.scheme == "exact":
                 return exact(v)
             some = (x, y, g) if index is None else (x[index], y[index], g[index])
-            return hvp(oracle, some[0], some[1], v, scheme=self.scheme, h=self.h, g0=some[2])  # type: ignore[arg-type]
+            return hvp(oracle, some[0], some[1], v, scheme=self.scheme, h=h, g0=some[2])  # type: ignore[arg-type]
 
         m = min(_MAX_DIM, size) if self.max_dim is None else self.max_dim
         compact = self.compact and self.scheme != "exact"  # the exact product is of the whole batch

@@ -56,17 +56,19 @@ SCHEMAS: dict[str, str] = {
     ),
     # g0, g1, u, x (B, D) -> u (B, D), probe (B, D), rayleigh (B,), norm (B,)
     "power_step": "(Tensor g0, Tensor g1, Tensor u, Tensor x, float h) -> (Tensor, Tensor, Tensor, Tensor)",
-    # basis (B, m + 1, D), w (B, D), status (B,) -> h (B, m + 1), ||w|| (B,); block column + 1 of the basis
-    "arnoldi_step": "(Tensor(a!) basis, Tensor w, Tensor status, int column) -> (Tensor, Tensor)",
-    # triangle (B, m, m), rotations (B, m, 2), rhs (B, m + 1), iterations, status (B,), all updated; h (B, m + 1),
-    # norm, target (B,) -> residual (B,)
+    # basis (B, m + 1, D), hessenberg (m, m + 1, B), norms (m, B), all updated; w (B, D), status (B,)
+    "arnoldi_step": (
+        "(Tensor(a!) basis, Tensor(b!) hessenberg, Tensor(c!) norms, Tensor w, Tensor status, int column) -> ()"
+    ),
+    # triangle (m, m, B), rotations (m, 2, B), rhs (m + 1, B), iterations, status (B,), all updated; hessenberg
+    # (m, m + 1, B), norms (m, B), target (B,) -> residual (count, B)
     "givens_step": (
         "(Tensor(a!) triangle, Tensor(b!) rotations, Tensor(c!) rhs, Tensor(d!) iterations, Tensor(e!) status,"
-        " Tensor h, Tensor norm, Tensor target, int column, float rcond) -> Tensor"
+        " Tensor hessenberg, Tensor norms, Tensor target, int column, int count, float rcond) -> Tensor"
     ),
-    # triangle (B, m, m), rhs (B, m + 1), iterations (B,) -> y (B, m)
+    # triangle (m, m, B), rhs (m + 1, B), iterations (B,) -> y (m, B)
     "triangular_solve": "(Tensor triangle, Tensor rhs, Tensor iterations) -> Tensor",
-    # basis (B, m + 1, D), y (B, m), x0 (B, D) -> x (B, D)
+    # basis (B, m + 1, D), y (m, B), x0 (B, D) -> x (B, D)
     "krylov_combine": "(Tensor basis, Tensor y, Tensor? x0=None) -> Tensor",
 }
 
@@ -114,6 +116,11 @@ def _krylov(basis: Tensor, **others: tuple[Tensor, tuple]) -> None:
         torch._check(tuple(t.shape) == tuple(shape), lambda n=name, t=t, s=shape: f"{n}: expected {s}, got {t.shape}")
         torch._check(t.dtype == dtype, lambda n=name, t=t, d=dtype: f"{n}: expected {d}, got {t.dtype}")
         torch._check(t.device == basis.device, lambda n=name, t=t: f"{n}: expected {basis.device}, got {t.device}")
+
+
+def _columns(column: int, count: int, m: int) -> None:
+    torch._check(0 <= column < m, lambda: f"column must lie in 0..{m - 1}, got {column}")
+    torch._check(1 <= count <= m - column, lambda: f"count must lie in 1..{m - column}, got {count}")
 
 
 def _empty(like: Tensor, rows: int | torch.SymInt | None = None) -> Tensor:
@@ -185,38 +192,47 @@ class _Fakes:
         return _empty(g0), _empty(g0), _per_sample(g0), _per_sample(g0)
 
     @staticmethod
-    def arnoldi_step(basis: Tensor, w: Tensor, status: Tensor, column) -> tuple[Tensor, Tensor]:
+    def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, status: Tensor, column) -> None:
         rows, blocks, size = basis.shape
-        _krylov(basis, w=(w, (rows, size)), status=(status, (rows,)))
-        torch._check(0 <= column < blocks - 1, lambda: f"column must lie in 0..{blocks - 2}, got {column}")
-        return basis.new_empty((rows, blocks)), basis.new_empty((rows,))
+        m = blocks - 1
+        _krylov(
+            basis,
+            hessenberg=(hessenberg, (m, blocks, rows)),
+            norms=(norms, (m, rows)),
+            w=(w, (rows, size)),
+            status=(status, (rows,)),
+        )
+        _columns(column, 1, m)
 
     @staticmethod
-    def givens_step(triangle: Tensor, rotations, rhs, iterations, status, h, norm, target, column, rcond) -> Tensor:
-        rows, m, _ = triangle.shape
+    def givens_step(
+        triangle: Tensor, rotations, rhs, iterations, status, hessenberg, norms, target, column, count, rcond
+    ) -> Tensor:
+        m, _, rows = triangle.shape
         _krylov(
             triangle,
-            rotations=(rotations, (rows, m, 2)),
-            rhs=(rhs, (rows, m + 1)),
+            triangle=(triangle, (m, m, rows)),
+            rotations=(rotations, (m, 2, rows)),
+            rhs=(rhs, (m + 1, rows)),
             iterations=(iterations, (rows,)),
             status=(status, (rows,)),
-            h=(h, (rows, m + 1)),
-            norm=(norm, (rows,)),
+            hessenberg=(hessenberg, (m, m + 1, rows)),
+            norms=(norms, (m, rows)),
             target=(target, (rows,)),
         )
-        torch._check(0 <= column < m, lambda: f"column must lie in 0..{m - 1}, got {column}")
-        return triangle.new_empty((rows,))
+        _columns(column, count, m)
+        return triangle.new_empty((count, rows))
 
     @staticmethod
     def triangular_solve(triangle: Tensor, rhs: Tensor, iterations: Tensor) -> Tensor:
-        rows, m, _ = triangle.shape
-        _krylov(triangle, rhs=(rhs, (rows, m + 1)), iterations=(iterations, (rows,)))
-        return triangle.new_empty((rows, m))
+        m, _, rows = triangle.shape
+        _krylov(triangle, triangle=(triangle, (m, m, rows)), rhs=(rhs, (m + 1, rows)), iterations=(iterations, (rows,)))
+        return triangle.new_empty((m, rows))
 
     @staticmethod
     def krylov_combine(basis: Tensor, y: Tensor, x0: Tensor | None = None) -> Tensor:
         rows, blocks, size = basis.shape
-        _krylov(basis, y=(y, (rows, blocks - 1)))
+        _krylov(basis, y=(y, (blocks - 1, rows)))
         if x0 is not None:
             _krylov(basis, x0=(x0, (rows, size)))
         return basis.new_empty((rows, size))

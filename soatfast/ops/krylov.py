@@ -1,8 +1,10 @@
 """The ops of a batched Krylov solve. :func:`soatfast.krylov.gmres` puts them together; most users need only that.
 
-A sample's state is its own: the basis V (B, m + 1, D), the triangle R (B, m, m) that Givens rotations (B, m, 2) make of
-the Hessenberg matrix, the rotated right-hand side (B, m + 1), and two whole numbers, iterations (columns in use) and
-status (:mod:`soatfast.ops.constants`). Samples that are done are left alone, whatever comes in for them.
+A sample's state is its own: the basis V (B, m + 1, D); the Hessenberg matrix, column j in hessenberg[j] (m, m + 1, B), and
+norms[j] = ||A v_j|| (m, B); the triangle R (m, m, B) that Givens rotations (m, 2, B) make of it; the rotated right-hand side
+(m + 1, B); and two whole numbers, iterations (columns in use) and status (:mod:`soatfast.ops.constants`). The small
+numbers of all samples lie side by side, B last: lanes of a vector on the CPU, neighbouring threads on CUDA. Samples that
+are done are left alone, whatever comes in for them.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ def _dims(t: Tensor, name: str, what: str) -> tuple[int, int, int]:
     return tuple(t.shape)  # type: ignore[return-value]
 
 
-def _check_column(column: int, m: int) -> None:
+def _check_column(column: int, m: int, count: int = 1) -> None:
     if not 0 <= column < m:
         raise ValueError(f"column must lie in 0..{m - 1}, got {column!r}")
+    if not 1 <= count <= m - column:
+        raise ValueError(f"count must lie in 1..{m - column}, got {count!r}")
 
 
-def arnoldi_step(basis: Tensor, w: Tensor, status: Tensor, column: int) -> tuple[Tensor, Tensor]:
+def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, status: Tensor, column: int) -> None:
     r"""Orthogonalises w = A v_j against v_0 .. v_j (classical Gram-Schmidt, twice) and appends v_{j+1} to the basis.
 
         h_i = <v_i, w>,  w' = w - sum_i h_i v_i  (twice; h adds up),  h_{j+1} = ||w'||,  v_{j+1} = w' / h_{j+1}
@@ -58,27 +62,29 @@ def arnoldi_step(basis: Tensor, w: Tensor, status: Tensor, column: int) -> tuple
     and v_{j+1} = 0: nothing that is not finite enters the basis.
 
     Args:
-        basis: (B, m + 1, D) with v_0 .. v_j; v_{j+1} is written. Contiguous.
+        basis: (B, m + 1, D) with v_0 .. v_j; v_{j+1} is written.
+        hessenberg: (m, m + 1, B); hessenberg[j] is written: h, 0 behind j + 1.
+        norms: (m, B); norms[j] = ||w|| is written.
         w: (B, D) matrix-vector product.
-        status: (B,) int32; samples that are not active (0) get v_{j+1} = 0 and h = 0.
+        status: (B,) int32; samples that are not active (0) get v_{j+1} = 0, h = 0 and norm 0.
         column: j.
 
-    Returns:
-        h (B, m + 1), column j of the Hessenberg matrix, 0 behind j + 1; ||w|| (B,), 0 where not active.
+    What is written is contiguous.
 
     >>> import torch
     >>> basis = torch.zeros(1, 3, 2)
     >>> basis[0, 0, 0] = 1.0
-    >>> arnoldi_step(basis, torch.tensor([[3.0, 4.0]]), torch.zeros(1, dtype=torch.int32), 0)
-    (tensor([[3., 4., 0.]]), tensor([5.]))
-    >>> basis[0, 1]
-    tensor([0., 1.])
+    >>> hessenberg, norms = torch.zeros(2, 3, 1), torch.zeros(2, 1)
+    >>> arnoldi_step(basis, hessenberg, norms, torch.tensor([[3.0, 4.0]]), torch.zeros(1, dtype=torch.int32), 0)
+    >>> hessenberg[0, :, 0], norms[0], basis[0, 1]
+    (tensor([3., 4., 0.]), tensor([5.]), tensor([0., 1.]))
     """
     rows, blocks, size = _dims(basis, "basis", "(B, m + 1, D)")
-    _checked(basis, {"w": (w, (rows, size)), "status": (status, (rows,))})
-    _updated(basis=basis)
+    state = {"hessenberg": (hessenberg, (blocks - 1, blocks, rows)), "norms": (norms, (blocks - 1, rows))}
+    _checked(basis, {**state, "w": (w, (rows, size)), "status": (status, (rows,))})
+    _updated(basis=basis, hessenberg=hessenberg, norms=norms)
     _check_column(column, blocks - 1)
-    return kernel("arnoldi_step")(basis, w, status, column)
+    kernel("arnoldi_step")(basis, hessenberg, norms, w, status, column)
 
 
 def givens_step(
@@ -87,14 +93,16 @@ def givens_step(
     rhs: Tensor,
     iterations: Tensor,
     status: Tensor,
-    h: Tensor,
-    norm: Tensor,
+    hessenberg: Tensor,
+    norms: Tensor,
     target: Tensor,
     *,
     column: int,
+    count: int = 1,
     rcond: float,
 ) -> Tensor:
-    r"""Column j of the QR factorisation of the Hessenberg matrix, and the residual that comes with it for free.
+    r"""Columns j = column .. column + count - 1 of the QR factorisation of the Hessenberg matrix, and the residuals that
+    come with them for free.
 
     The stored rotations turn h, a new one (c, s) makes its last entry 0 and rho = hypot(h_j, h_{j+1}) the diagonal of
     R; the right-hand side turns with it, and |rhs_{j+1}| is the residual norm of the least-squares solution.
@@ -106,42 +114,45 @@ def givens_step(
 
     Args:
         triangle, rotations, rhs, iterations, status: state, updated; see the module.
-        h, norm: of :func:`arnoldi_step`.
+        hessenberg, norms: of :func:`arnoldi_step`.
         target: (B,) residual norm to reach.
-        column: j.
+        column: first j.
+        count: columns.
         rcond: relative pivot below which a column is rejected, >= 0.
 
     Returns:
-        residual (B,): |rhs_{iterations}|.
+        residual (count, B): |rhs_{iterations}| after each column.
     """
-    rows, m, _ = _dims(triangle, "triangle", "(B, m, m)")
+    m, _, rows = _dims(triangle, "triangle", "(m, m, B)")
     state = {
-        "triangle": (triangle, (rows, m, m)),
-        "rotations": (rotations, (rows, m, 2)),
-        "rhs": (rhs, (rows, m + 1)),
+        "triangle": (triangle, (m, m, rows)),
+        "rotations": (rotations, (m, 2, rows)),
+        "rhs": (rhs, (m + 1, rows)),
         "iterations": (iterations, (rows,)),
         "status": (status, (rows,)),
     }
-    _checked(triangle, {**state, "h": (h, (rows, m + 1)), "norm": (norm, (rows,)), "target": (target, (rows,))})
+    read = {"hessenberg": (hessenberg, (m, m + 1, rows)), "norms": (norms, (m, rows)), "target": (target, (rows,))}
+    _checked(triangle, {**state, **read})
     _updated(**{name: t for name, (t, _) in state.items()})
-    _check_column(column, m)
+    _check_column(column, m, count)
     if not rcond >= 0:
         raise ValueError(f"rcond must be >= 0, got {rcond!r}")
-    return kernel("givens_step")(triangle, rotations, rhs, iterations, status, h, norm, target, column, float(rcond))
+    updated = (triangle, rotations, rhs, iterations, status)
+    return kernel("givens_step")(*updated, hessenberg, norms, target, column, count, float(rcond))
 
 
 def triangular_solve(triangle: Tensor, rhs: Tensor, iterations: Tensor) -> Tensor:
-    r"""y (B, m) with R y = rhs on each sample's first ``iterations`` columns, 0 behind them: back-substitution.
+    r"""y (m, B) with R y = rhs on each sample's first ``iterations`` columns, 0 behind them: back-substitution.
 
     Args:
-        triangle: (B, m, m) upper triangles.
-        rhs: (B, m + 1) right-hand sides; the last entry has no part in it.
+        triangle: (m, m, B) upper triangles.
+        rhs: (m + 1, B) right-hand sides; the last entry has no part in it.
         iterations: (B,) int32, columns in use.
     """
-    rows, m, _ = _dims(triangle, "triangle", "(B, m, m)")
+    m, _, rows = _dims(triangle, "triangle", "(m, m, B)")
     _checked(
         triangle,
-        {"triangle": (triangle, (rows, m, m)), "rhs": (rhs, (rows, m + 1)), "iterations": (iterations, (rows,))},
+        {"triangle": (triangle, (m, m, rows)), "rhs": (rhs, (m + 1, rows)), "iterations": (iterations, (rows,))},
     )
     return kernel("triangular_solve")(triangle, rhs, iterations)
 
@@ -151,11 +162,11 @@ def krylov_combine(basis: Tensor, y: Tensor, x0: Tensor | None = None) -> Tensor
 
     Args:
         basis: (B, m + 1, D); its last block has no part in it, nor have blocks behind the last y that is not 0.
-        y: (B, m) coefficients.
+        y: (m, B) coefficients.
         x0: (B, D), or None for 0.
     """
     rows, blocks, size = _dims(basis, "basis", "(B, m + 1, D)")
-    shapes = {"y": (y, (rows, blocks - 1))}
+    shapes = {"y": (y, (blocks - 1, rows))}
     if x0 is not None:
         shapes["x0"] = (x0, (rows, size))
     _checked(basis, shapes)

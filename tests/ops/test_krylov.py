@@ -19,7 +19,8 @@ from soatfast.ops.constants import ACTIVE, BREAKDOWN, CONVERGED, NONFINITE, SING
 OPS = ("arnoldi_step", "givens_step", "triangular_solve", "krylov_combine")
 SHAPES = ((1, 1, 1), (3, 2, 5), (2, 7, 33), (3, 9, 1000), (2, 6, 4099))  # B, m, D
 DTYPES = (torch.float32, torch.float64)
-UPDATED = {"arnoldi_step": (0,), "givens_step": (0, 1, 2, 3, 4)}
+UPDATED = {"arnoldi_step": (0, 1, 2), "givens_step": (0, 1, 2, 3, 4)}
+OF_SAMPLES = {"arnoldi_step": (0, 3, 4), "krylov_combine": (0, 2)}  # arguments with the batch first; else it is last
 
 every_op = pytest.mark.parametrize("op", OPS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -44,27 +45,42 @@ def make_args(op: str, rows: int, m: int, size: int, dtype: torch.dtype = torch.
         known = min(j + 1, size)
         basis[:, :known] = torch.linalg.qr(normal(rows, size, known)).Q.transpose(1, 2)
         if op == "arnoldi_step":
-            return basis.to(dtype), normal(rows, size).to(dtype), status, j
-        return basis.to(dtype), normal(rows, m).to(dtype), normal(rows, size).to(dtype)
-    triangle = torch.triu(normal(rows, m, m)) + 3 * torch.eye(m, dtype=torch.float64)
-    rhs, iterations = normal(rows, m + 1), torch.full((rows,), j, dtype=torch.int32)
+            hessenberg, norms = normal(m, m + 1, rows).to(dtype), normal(m, rows).to(dtype)
+            return basis.to(dtype), hessenberg, norms, normal(rows, size).to(dtype), status, j
+        return basis.to(dtype), normal(m, rows).to(dtype), normal(rows, size).to(dtype)
+    triangle = (torch.triu(normal(rows, m, m)) + 3 * torch.eye(m, dtype=torch.float64)).permute(1, 2, 0).contiguous()
+    rhs, iterations = normal(m + 1, rows), torch.full((rows,), j, dtype=torch.int32)
     if op == "triangular_solve":
         return triangle.to(dtype), rhs.to(dtype), iterations
-    angle = normal(rows, m)
-    rotations = torch.stack([angle.cos(), angle.sin()], 2)
-    h = normal(rows, m + 1)
-    h[:, j + 2 :] = 0
-    h[:, j + 1].abs_()
+    angle = normal(m, rows)
+    rotations = torch.stack([angle.cos(), angle.sin()], 1)
+    h = torch.triu(normal(rows, m + 1, m), diagonal=-1).permute(2, 1, 0).contiguous()
+    h[range(m), range(1, m + 1)] = h[range(m), range(1, m + 1)].abs()
     state = (triangle, rotations, rhs, iterations, status, h, torch.linalg.vector_norm(h, dim=1))
     numbers = tuple(t.to(dtype) if t.is_floating_point() else t for t in state)
-    return (*numbers, torch.full((rows,), 1e-3, dtype=dtype), j, 1e-5)
+    return (*numbers, torch.full((rows,), 1e-3, dtype=dtype), j, min(2, m - j), 1e-5)
 
 
 def call(op: str, function: Callable, args: tuple) -> tuple[Tensor, ...]:
     """Results, then the arguments as they are afterwards; args stay."""
     args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
     out = function(*args)
-    return (*((out,) if isinstance(out, Tensor) else out), *(args[i] for i in UPDATED.get(op, ())))
+    return (*(() if out is None else (out,)), *(args[i] for i in UPDATED.get(op, ())))
+
+
+def samples(op: str, args: tuple, chosen: slice | list[int]) -> tuple:
+    """The arguments of some samples."""
+    first = OF_SAMPLES.get(op, ())
+    return tuple(
+        (a[chosen] if i in first else a[..., chosen].contiguous()) if isinstance(a, Tensor) else a
+        for i, a in enumerate(args)
+    )
+
+
+def results_of(op: str, results: tuple[Tensor, ...], chosen: slice | list[int]) -> list[Tensor]:
+    """The same of what :func:`call` returns: a basis and a combination have the batch first."""
+    first = op in ("arnoldi_step", "krylov_combine")
+    return [t[chosen] if first and i == 0 else t[..., chosen] for i, t in enumerate(results)]
 
 
 def double(args: tuple) -> tuple:
@@ -95,8 +111,9 @@ def test_kernel_is_within_the_budget(op: str, shape: tuple[int, int, int], dtype
 
 @every_dtype
 def test_arnoldi_step_is_a_qr_step(dtype: torch.dtype) -> None:
-    basis, w, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)
-    h, norm = ops.arnoldi_step(basis, w, status, j)
+    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)
+    ops.arnoldi_step(basis, hessenberg, norms, w, status, j)
+    h, norm = hessenberg[j].t(), norms[j]
     tolerance = 50 * torch.finfo(dtype).eps
     for i in range(2):
         known, vector = basis[i, : j + 1].double().numpy(), w[i].double().numpy()
@@ -113,17 +130,18 @@ def test_arnoldi_step_is_a_qr_step(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("nearly", [1e-2, 1e-4])
 def test_the_basis_stays_orthogonal_where_one_pass_would_lose_it(dtype: torch.dtype, nearly: float) -> None:
     """w almost in the span: one pass of classical Gram-Schmidt leaves eps / nearly."""
-    basis, w, status, j = make_args("arnoldi_step", 2, 7, 1000, dtype)
+    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 2, 7, 1000, dtype)
     inside = basis[:, : j + 1].sum(1)
-    ops.arnoldi_step(basis, inside + nearly * w / 30, status, j)
+    ops.arnoldi_step(basis, hessenberg, norms, inside + nearly * w / 30, status, j)
     products = basis[:, : j + 2] @ basis[:, : j + 2].transpose(1, 2)
     assert (products - torch.eye(j + 2, dtype=dtype)).abs().max() < 20 * torch.finfo(dtype).eps
 
 
 @every_dtype
 def test_a_vector_of_the_span_exhausts_the_space(dtype: torch.dtype) -> None:
-    basis, _, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)
-    h, norm = ops.arnoldi_step(basis, basis[:, : j + 1].sum(1), status, j)
+    basis, hessenberg, norms, _, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)
+    ops.arnoldi_step(basis, hessenberg, norms, basis[:, : j + 1].sum(1), status, j)
+    h, norm = hessenberg[j].t(), norms[j]
     assert not basis[:, j + 1].any()
     torch.testing.assert_close(h[:, : j + 1], torch.ones(2, j + 1, dtype=dtype))
     assert (h[:, j + 1] <= 10 * torch.finfo(dtype).eps * norm).all()
@@ -131,43 +149,47 @@ def test_a_vector_of_the_span_exhausts_the_space(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("size", [1e-40, 1e-24, 1e24, 3e36])
 def test_tiny_and_huge_products_neither_underflow_nor_overflow(size: float) -> None:
-    basis, w, status, j = make_args("arnoldi_step", 2, 3, 33, torch.float32)
-    plain = basis.clone()
-    h, norm = ops.arnoldi_step(plain, w, status, j)
-    scaled_h, scaled_norm = ops.arnoldi_step(basis, (w.double() * size).float(), status, j)
+    args = make_args("arnoldi_step", 2, 3, 33, torch.float32)
+    j = args[-1]
+    plain, h, norms = call("arnoldi_step", ops.arnoldi_step, args)
+    scaled = (*args[:3], (args[3].double() * size).float(), *args[4:])
+    basis, scaled_h, scaled_norms = call("arnoldi_step", ops.arnoldi_step, scaled)
     rtol = 1e-5 if size > 1e-30 else 1e-2  # float32 denormals have few digits
     torch.testing.assert_close(basis, plain, rtol=rtol, atol=rtol)
-    torch.testing.assert_close(scaled_norm.double(), norm.double() * size, rtol=rtol, atol=0)
-    torch.testing.assert_close(scaled_h.double() / size, h.double(), rtol=rtol, atol=10 * rtol)
+    torch.testing.assert_close(scaled_norms[j].double(), norms[j].double() * size, rtol=rtol, atol=0)
+    torch.testing.assert_close(scaled_h[j].double() / size, h[j].double(), rtol=rtol, atol=10 * rtol)
 
 
 def hessenberg_states(rows: int, m: int, dtype: torch.dtype, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.triu(torch.randn(rows, m + 1, m, generator=generator, dtype=torch.float64), diagonal=-1)
     matrix[:, range(1, m + 1), range(m)] = matrix[:, range(1, m + 1), range(m)].abs() + 0.1
-    state = [torch.zeros(shape, dtype=dtype) for shape in ((rows, m, m), (rows, m, 2), (rows, m + 1))]
-    state[2][:, 0] = 2.0
+    state = [torch.zeros(shape, dtype=dtype) for shape in ((m, m, rows), (m, 2, rows), (m + 1, rows))]
+    state[2][0] = 2.0
     return matrix.to(dtype), [*state, torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)]
 
 
-def turn(matrix: Tensor, state: list[Tensor], target: float = 0.0, rcond: float = 0.0) -> Tensor:
-    """All columns; the residuals (B, m)."""
+def turn(matrix: Tensor, state: list[Tensor], target: float = 0.0, rcond: float = 0.0, count: int = 1) -> Tensor:
+    """All columns of (B, m + 1, m), `count` a call; the residuals (B, m)."""
     rows, _, m = matrix.shape
     targets = torch.full((rows,), target, dtype=matrix.dtype)
-    residuals = []
-    for j in range(m):
-        h = matrix[:, :, j].contiguous()
-        norm = torch.linalg.vector_norm(h, dim=1)
-        residuals.append(ops.givens_step(*state, h, norm, targets, column=j, rcond=rcond))
-    return torch.stack(residuals, 1)
+    hessenberg = matrix.permute(2, 1, 0).contiguous()
+    norms = torch.linalg.vector_norm(hessenberg, dim=1)
+    residuals = [
+        ops.givens_step(*state, hessenberg, norms, targets, column=j, count=min(count, m - j), rcond=rcond)
+        for j in range(0, m, count)
+    ]
+    return torch.cat(residuals).t()
 
 
 @every_dtype
-def test_givens_steps_and_the_solve_are_least_squares(dtype: torch.dtype) -> None:
-    rows, m = 5, 8
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("rows", [5, 37])  # 37: packs of lanes, and samples beyond them
+def test_givens_steps_and_the_solve_are_least_squares(dtype: torch.dtype, count: int, rows: int) -> None:
+    m = 8
     matrix, state = hessenberg_states(rows, m, dtype)
-    residuals = turn(matrix, state)
-    y = ops.triangular_solve(state[0], state[2], state[3])
+    residuals = turn(matrix, state, count=count)
+    y = ops.triangular_solve(state[0], state[2], state[3]).t()
     tolerance = 1e4 * torch.finfo(dtype).eps
     for i in range(rows):
         a = matrix[i].double().numpy()
@@ -178,7 +200,7 @@ def test_givens_steps_and_the_solve_are_least_squares(dtype: torch.dtype) -> Non
             left = np.linalg.norm(right - a[: j + 2, : j + 1] @ best)
             assert abs(float(residuals[i, j]) - left) <= tolerance * max(left, 1e-3)
         np.testing.assert_allclose(y[i].double().numpy(), best, rtol=tolerance, atol=tolerance)
-        r = state[0][i].double().numpy()
+        r = state[0][:, :, i].double().numpy()
         np.testing.assert_allclose(r.T @ r, a.T @ a, atol=tolerance * 10)
     assert (state[3] == m).all()
     assert (residuals.diff(dim=1) <= 0).all(), "the residual never grows"
@@ -192,7 +214,7 @@ def test_a_numerically_singular_column_is_rejected() -> None:
     assert state[4].tolist() == [ACTIVE, SINGULAR, ACTIVE]
     assert state[3].tolist() == [6, 3, 6]
     y = ops.triangular_solve(state[0], state[2], state[3])
-    assert not y[1, 3:].any() and y.abs().max() < 1e3
+    assert not y[3:, 1].any() and y.abs().max() < 1e3
 
 
 def test_status_of_every_end() -> None:
@@ -213,8 +235,8 @@ def test_status_of_every_end() -> None:
 @every_dtype
 def test_krylov_combine_is_a_sum(dtype: torch.dtype) -> None:
     basis, y, x0 = make_args("krylov_combine", 3, 6, 1000, dtype)
-    y[1, 3:] = 0
-    expected = torch.einsum("bm,bmd->bd", y.double(), basis[:, :-1].double())
+    y[3:, 1] = 0
+    expected = torch.einsum("mb,bmd->bd", y.double(), basis[:, :-1].double())
     torch.testing.assert_close(ops.krylov_combine(basis, y).double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ops.krylov_combine(basis, y, x0).double(), expected + x0, rtol=1e-5, atol=1e-5)
 
@@ -241,7 +263,7 @@ def test_host_cores_are_the_ops() -> None:
             triangle, rotations, rhs, iterations, status, h, np.linalg.norm(h), 0.0, j, 1e-12
         )
         np.testing.assert_allclose(residual, float(residuals[0, j]), rtol=1e-13)
-    np.testing.assert_allclose(triangle, state[0][0].numpy(), rtol=1e-13)
+    np.testing.assert_allclose(triangle, state[0][:, :, 0].numpy(), rtol=1e-13)
     y = host.back_substitution(triangle, rhs, iterations)
     np.testing.assert_allclose(np.triu(triangle) @ y, rhs[:5], rtol=1e-12, atol=1e-13)
 
@@ -258,7 +280,7 @@ def test_opcheck(op: str, dtype: torch.dtype) -> None:
 
 PUBLIC: dict[str, Callable] = {
     "arnoldi_step": ops.arnoldi_step,
-    "givens_step": lambda *a: ops.givens_step(*a[:8], column=a[8], rcond=a[9]),
+    "givens_step": lambda *a: ops.givens_step(*a[:8], column=a[8], count=a[9], rcond=a[10]),
     "triangular_solve": ops.triangular_solve,
     "krylov_combine": ops.krylov_combine,
 }
@@ -292,8 +314,8 @@ def test_strided_inputs_give_the_same(op: str) -> None:
         torch.stack([a, a], -1)[..., 0] if isinstance(a, Tensor) and i not in UPDATED.get(op, (2,)) else a
         for i, a in enumerate(args)
     )
-    if op == "arnoldi_step":
-        other = (*other[:2], args[2], args[3])
+    if op in ("arnoldi_step", "triangular_solve"):
+        other = (*other[:-2], *args[-2:]) if op == "arnoldi_step" else (*other[:2], args[2])  # whole numbers are dense
     for mine, plain in zip(call(op, kernel(op), other), call(op, kernel(op), args), strict=True):
         assert torch.equal(mine, plain)
 
@@ -305,29 +327,36 @@ def test_strided_inputs_give_the_same(op: str) -> None:
 @every_op
 def test_a_batch_is_its_samples_bit_for_bit(op: str) -> None:
     for dtype in DTYPES:
-        args = make_args(op, 5, 6, 777, dtype)
+        args = make_args(op, 37, 6, 777, dtype)
+        if op == "givens_step":
+            args[4].fill_(ACTIVE)
         whole = call(op, kernel(op), args)
-        for i in range(5):
-            alone = tuple(a[i : i + 1] if isinstance(a, Tensor) else a for a in args)
-            for mine, all_ in zip(call(op, kernel(op), alone), whole, strict=True):
-                assert torch.equal(mine, all_[i : i + 1])
+        for i in range(37):
+            one = slice(i, i + 1)
+            alone = call(op, kernel(op), samples(op, args, one))
+            for mine, all_ in zip(alone, results_of(op, whole, one), strict=True):
+                assert torch.equal(mine, all_)
 
 
 @every_op
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_sample_changes_no_other_and_enters_no_state(op: str, bad: float) -> None:
     args = make_args(op, 4, 5, 40)
-    spoiled = {"arnoldi_step": 1, "givens_step": 5}.get(op, 1)
+    spoiled = {"arnoldi_step": 3, "givens_step": 5}.get(op, 1)
     dirty = list(args)
     dirty[spoiled] = args[spoiled].clone()
-    dirty[spoiled][1] = bad
+    if spoiled in OF_SAMPLES.get(op, ()):
+        dirty[spoiled][1] = bad
+    else:
+        dirty[spoiled][..., 1] = bad
     clean = call(op, kernel(op), args)
     results = call(op, kernel(op), tuple(dirty))
-    for mine, other in zip(results, clean, strict=True):
-        assert torch.equal(mine[[0, 2, 3]], other[[0, 2, 3]])
+    others = [0, 2, 3]
+    for mine, other in zip(results_of(op, results, others), results_of(op, clean, others), strict=True):
+        assert torch.equal(mine, other)
     if op == "arnoldi_step":
-        h, norm, basis = results
-        assert h[1].isnan().any() and norm[1].isnan() and basis.isfinite().all()
+        basis, hessenberg, norms = results
+        assert hessenberg[args[-1], :, 1].isnan().any() and norms[args[-1], 1].isnan() and basis.isfinite().all()
     if op == "givens_step":
         assert all(t.isfinite().all() for t in results)
         assert results[5][1] == NONFINITE and results[4][1] == args[3][1]
@@ -337,11 +366,11 @@ def test_a_sample_that_is_done_is_left_alone() -> None:
     for dtype in DTYPES:
         args = make_args("givens_step", 4, 5, 40, dtype)
         for before, after in zip(args[:5], call("givens_step", kernel("givens_step"), args)[1:], strict=True):
-            assert torch.equal(before[2:], after[2:])
-        basis, w, status, j = make_args("arnoldi_step", 4, 5, 40, dtype)
+            assert torch.equal(before[..., 2:], after[..., 2:])
+        basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 4, 5, 40, dtype)
         w[2:] = math.nan
-        h, norm = ops.arnoldi_step(basis, w, status, j)
-        assert not h[2:].any() and not norm[2:].any() and not basis[2:, j + 1].any()
+        ops.arnoldi_step(basis, hessenberg, norms, w, status, j)
+        assert not hessenberg[j, :, 2:].any() and not norms[j, 2:].any() and not basis[2:, j + 1].any()
 
 
 @pytest.mark.native
@@ -366,26 +395,31 @@ def test_every_element_is_written(op: str, poisoned_memory: None) -> None:
 
 
 def test_bad_arguments_say_what_was_expected() -> None:
-    basis, w, status, j = make_args("arnoldi_step", 3, 5, 40)
+    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 3, 5, 40)
+    columns = (hessenberg, norms)
     with pytest.raises(ValueError, match=r"w must have shape \(3, 40\), got \(3, 39\)"):
-        ops.arnoldi_step(basis, w[:, 1:], status, j)
+        ops.arnoldi_step(basis, *columns, w[:, 1:], status, j)
+    with pytest.raises(ValueError, match=r"hessenberg must have shape \(5, 6, 3\), got \(3, 6, 5\)"):
+        ops.arnoldi_step(basis, hessenberg.permute(2, 1, 0), norms, w, status, j)
     with pytest.raises(TypeError, match=r"w must be a tensor of torch.float64, got torch.float32"):
-        ops.arnoldi_step(basis, w.float(), status, j)
+        ops.arnoldi_step(basis, *columns, w.float(), status, j)
     with pytest.raises(TypeError, match=r"status must be a tensor of torch.int32"):
-        ops.arnoldi_step(basis, w, status.long(), j)
+        ops.arnoldi_step(basis, *columns, w, status.long(), j)
     with pytest.raises(ValueError, match=r"column must lie in 0..4, got 5"):
-        ops.arnoldi_step(basis, w, status, 5)
+        ops.arnoldi_step(basis, *columns, w, status, 5)
     with pytest.raises(ValueError, match="contiguous"):
-        ops.arnoldi_step(basis.transpose(1, 2).contiguous().transpose(1, 2), w, status, j)
+        ops.arnoldi_step(basis.transpose(1, 2).contiguous().transpose(1, 2), *columns, w, status, j)
     with pytest.raises(TypeError, match="float32 or float64"):
-        ops.arnoldi_step(basis.half(), w.half(), status, j)
+        ops.arnoldi_step(basis.half(), *columns, w.half(), status, j)
     with pytest.raises(ValueError, match=r"basis must have shape \(B, m \+ 1, D\)"):
         ops.krylov_combine(basis[0], w)
     args = make_args("givens_step", 3, 5, 40)
     with pytest.raises(ValueError, match="rcond must be >= 0"):
         ops.givens_step(*args[:8], column=2, rcond=-1.0)
-    with pytest.raises(ValueError, match=r"triangle must have shape \(3, 5, 5\)"):
-        ops.triangular_solve(args[0][:, :, 1:].contiguous(), args[2], args[3])
+    with pytest.raises(ValueError, match=r"count must lie in 1..3, got 4"):
+        ops.givens_step(*args[:8], column=2, count=4, rcond=0.0)
+    with pytest.raises(ValueError, match=r"triangle must have shape \(5, 5, 3\)"):
+        ops.triangular_solve(args[0][:, 1:].contiguous(), args[2], args[3])
 
 
 @pytest.mark.native
@@ -397,7 +431,7 @@ def test_the_solve_refuses_more_columns_than_there_are() -> None:
 
 def test_a_block_that_is_not_used_may_hold_anything() -> None:
     basis, y, x0 = make_args("krylov_combine", 3, 6, 33)
-    y[:, 4:] = 0
+    y[4:] = 0
     expected = ops.krylov_combine(basis, y, x0)
     basis[:, 4:] = math.nan
     for backend in ("auto", "reference"):

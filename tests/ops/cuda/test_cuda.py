@@ -1346,3 +1346,1191 @@ def test_a_replay_does_not_synchronise_with_the_host() -> None:
             _replay(memory, scale, *batch, math.inf)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+# Replay ops: a memory that is updated in place
+
+
+def _memory(kind: torch.dtype, p: float, seed: int, entries: int = 3072) -> tuple[Tensor, Tensor | None]:
+    """(memory (7, D), scale (7,) for int8) on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(7, entries, generator=generator).clamp(-1, 1) / (1 if p == math.inf else entries)
+    if kind != torch.int8:
+        return u.to(kind).cuda(), None
+    top = u.abs().amax(1)
+    return (127 * u / top.unsqueeze(1)).to(kind).cuda(), top.cuda()
+
+
+def _batch(seed: int, entries: int = 3072) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(index, g, x, eps) of 3 samples on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(7, generator=generator)[:3]
+    g, x = torch.randn(3, entries, generator=generator), torch.rand(3, entries, generator=generator)
+    return index.cuda(), g.cuda(), x.cuda(), (0.1 + torch.rand(3, generator=generator)).cuda()
+
+
+def _replay(memory: Tensor, scale: Tensor | None, index: Tensor, g: Tensor, x: Tensor, eps: Tensor, p: float) -> Tensor:
+    start = ops.replay_start(memory, index, x, eps, scale=scale)
+    return start + ops.replay_step(memory, index, g, x, p, eps, 0.4, scale=scale)
+
+
+every_memory = pytest.mark.parametrize("kind", MEMORY_DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("entries", [3072, 20003])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@every_memory
+def test_a_replay_updates_its_rows_and_no_others(kind: torch.dtype, p: float, entries: int) -> None:
+    memory, scale = _memory(kind, p, 0, entries)
+    own = [t.clone() for t in (memory, scale) if t is not None]
+    index, *batch = _batch(0, entries)
+    _replay(own[0], own[1] if scale is not None else None, index, *batch, p)
+    changed = (own[0] != memory).any(1)
+    assert changed.nonzero().flatten().tolist() == sorted(index.tolist())
+    if scale is not None:
+        others = ~changed
+        assert torch.equal(own[1][others], scale[others])
+
+
+@every_memory
+def test_replay_in_a_cuda_graph_follows_index_and_memory(kind: torch.dtype) -> None:
+    """Each replay goes on from the memory that the last one left, as eager calls do."""
+    memory, scale = _memory(kind, math.inf, 1)
+    twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+    static = _batch(1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles the kernels before the capture
+            _replay(memory, scale, *static, math.inf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = _replay(memory, scale, *static, math.inf)
+    for buffer, value in ((memory, twin), (scale, twin_scale)):
+        if buffer is not None:
+            buffer.copy_(value)
+    for seed in (2, 3, 4):
+        fresh = _batch(seed)
+        for buffer, value in zip(static, fresh, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        _assert_same((captured, memory), (_replay(twin, twin_scale, *fresh, math.inf), twin))
+        if scale is not None:
+            assert torch.equal(scale, twin_scale)
+
+
+@every_memory
+def test_replay_compiles_without_graph_breaks(kind: torch.dtype) -> None:
+    compiled = torch.compile(_replay, fullgraph=True)
+    for p in (2.0, math.inf):
+        memory, scale = _memory(kind, p, 5)
+        twin, twin_scale = memory.clone(), None if scale is None else scale.clone()
+        batch = _batch(5)
+        got, expected = compiled(memory, scale, *batch, p), _replay(twin, twin_scale, *batch, p)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(memory, twin), "the step's update reaches the memory"
+
+
+def test_the_row_of_a_memory_beyond_2_to_the_31_entries() -> None:
+    entries = 4096
+    memory = torch.zeros((2**31 // entries + 2, entries), dtype=torch.int8, device="cuda")
+    scale = torch.ones(len(memory), device="cuda")
+    last = len(memory) - 1
+    _, g, x, _ = _batch(6, entries)
+    index = torch.tensor([last], device="cuda")
+    ops.replay_step(memory, index, g[:1], x[:1], math.inf, 0.25, 1.0, scale=scale, bounds=(-9.0, 9.0))
+    assert torch.equal(memory[last], (127 * g[0].sign()).to(torch.int8))
+    assert not memory[:2].any()
+
+
+def test_a_replay_does_not_synchronise_with_the_host() -> None:
+    for kind in MEMORY_DTYPES:
+        memory, scale = _memory(kind, math.inf, 7)
+        batch = _batch(7)
+        _replay(memory, scale, *batch, math.inf)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            _replay(memory, scale, *batch, math.inf)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
