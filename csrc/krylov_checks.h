@@ -38,10 +38,27 @@ inline void check_columns(int64_t column, int64_t count, int64_t m) {
   STD_TORCH_CHECK(count >= 1 && column + count <= m, "count must lie in 1..", m - column, ", got ", count);
 }
 
-// w, dense.
-inline Tensor check_arnoldi(
+// x, dense, where there is one; probe is written and needs one.
+inline std::optional<Tensor> check_probe(
+    const Tensor& basis, const std::optional<Tensor>& x, const std::optional<Tensor>& probe) {
+  STD_TORCH_CHECK(x.has_value() == probe.has_value(), "x and probe: expected both or neither");
+  if (!x.has_value()) return std::nullopt;
+  const int64_t rows = basis.size(0), size = basis.size(2);
+  check_dense(*probe, basis, basis.scalar_type(), "probe");
+  STD_TORCH_CHECK(probe->numel() == rows * size, "probe: expected shape (", rows, ", ", size, ")");
+  return dense_like(*x, basis, rows * size, "x");
+}
+
+// What arnoldi_step reads, dense.
+struct ArnoldiCall {
+  Tensor w;
+  std::optional<Tensor> base, x;
+};
+
+inline ArnoldiCall check_arnoldi(
     const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w, const Tensor& status,
-    int64_t column) {
+    int64_t column, const std::optional<Tensor>& base, const std::optional<Tensor>& x,
+    const std::optional<Tensor>& probe) {
   check_state(basis, "basis");
   const int64_t rows = basis.size(0), m = basis.size(1) - 1, size = basis.size(2);
   check_dense(hessenberg, basis, basis.scalar_type(), "hessenberg");
@@ -51,7 +68,9 @@ inline Tensor check_arnoldi(
   STD_TORCH_CHECK(norms.numel() == m * rows, "norms: expected shape (", m, ", ", rows, ")");
   check_numbers(status, basis, rows, "status");
   check_columns(column, 1, m);
-  return dense_like(w, basis, rows * size, "w");
+  ArnoldiCall call{dense_like(w, basis, rows * size, "w"), std::nullopt, check_probe(basis, x, probe)};
+  if (base.has_value()) call.base = dense_like(*base, basis, rows * size, "base");
+  return call;
 }
 
 inline void check_square(const Tensor& triangle) {

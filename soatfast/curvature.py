@@ -11,7 +11,7 @@ from torch import Tensor
 from . import ops
 from .gradients import InputGradient
 from .hvp import Scheme, hvp, unit_step
-from .krylov import arnoldi
+from .krylov import Difference, arnoldi
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,12 @@ def top_eigenpair(
         exact = oracle.differentiable(x, y)[2]
         space = arnoldi(exact, start, max_dim=max_dim)
     else:
-        g = oracle.gradient(x, y) if scheme == "fe" else None
         h = unit_step(x.dtype, x[0].numel()) if h is None else h  # the vectors of a basis have length 1
-        space = arnoldi(lambda v: hvp(oracle, x, y, v, scheme=scheme, h=h, g0=g), start, max_dim=max_dim)
+        if scheme == "fe":
+            g = oracle.gradient(x, y)
+            space = arnoldi(Difference(lambda probe: oracle.gradient(probe, y), x, g, h), start, max_dim=max_dim)
+        else:
+            space = arnoldi(lambda v: hvp(oracle, x, y, v, scheme=scheme, h=h), start, max_dim=max_dim)
     small = space.hessenberg[:, :max_dim].double()
     small = (small + small.transpose(1, 2)) / 2
     unused = torch.arange(max_dim, device=x.device) >= space.iterations.unsqueeze(1)

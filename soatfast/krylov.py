@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .ops import constants
 from .ops._arguments import Layout
 
 _RCOND = {torch.float32: 1e-3, torch.float64: 1e-8}
+_SMALL = 2**25  # bytes
 
 
 class Status(enum.IntEnum):
@@ -85,7 +86,7 @@ def gmres(
 
     Args:
         matvec: v (B, ...) -> A v, of v's shape, dtype and device. With ``compact``, called as matvec(v, index) with the
-            samples that v holds, index (n,) int64.
+            samples that v holds, index (n,) int64. Finite differences of a gradient: a :class:`Difference`.
         b: (B, ...) right-hand sides, float32 or float64.
         x0: start, of b's shape; None for 0 (saves a product).
         max_dim: steps of a cycle m, 1 <= m <= D.
@@ -126,12 +127,12 @@ def gmres(
             raise ValueError(f"{name} must be at least 1, got {count!r}")
     if stop not in ("residual", "subdiag"):
         raise ValueError(f'stop must be "residual" or "subdiag", got {stop!r}')
-    product = _Product(matvec, layout, compact)
+    product = _product(matvec, layout, compact)
     right = layout.rows(b, "b")
     space = _Space(right, max_dim)
     rcond = _RCOND[b.dtype] if rcond is None else rcond
 
-    length, finite = space.start(right)
+    length, finite = space.start(product, right)
     target = (rtol * length).clamp_min(atol) if stop == "residual" else torch.zeros_like(length)
     status = torch.where(finite, constants.ACTIVE, constants.NONFINITE).int()
     x = beta = None
@@ -144,7 +145,7 @@ def gmres(
     for cycle in range(restarts):
         beta = length
         if x is not None:
-            beta, good = space.start(torch.where(finite.unsqueeze(1), right, 0.0) - product(x))
+            beta, good = space.start(product, torch.where(finite.unsqueeze(1), right, 0.0) - product(x))
             status = torch.where(good, status, constants.NONFINITE)
         final = (status == constants.SINGULAR) | (status == constants.NONFINITE)
         begun = torch.where(beta <= target, constants.CONVERGED, constants.ACTIVE)
@@ -157,8 +158,7 @@ def gmres(
             if check_every is not None and j % check_every == 0 and not (status == constants.ACTIVE).any():
                 history.append(residual.expand(max_dim - j, -1))
                 break
-            w = product(space.basis[:, j], status)
-            ops.arnoldi_step(space.basis, space.hessenberg, space.norms, w, status, j)
+            product.step(space, status, j)
             count = j + 1 - turned
             if count < block and j + 1 < max_dim:
                 continue
@@ -233,56 +233,89 @@ def arnoldi(
     tensor([1., 3.])
     """
     layout = _check(b, max_dim)
-    product = _Product(matvec, layout, compact)
-    right = layout.rows(b, "b")
-    _check_memory(right, max_dim)
-    count, size = right.shape
-    basis = right.new_zeros(count, max_dim + 1, size)
-    hessenberg, norms = right.new_zeros(max_dim, max_dim + 1, count), right.new_empty(max_dim, count)
-    length, _ = _first(right, basis)
+    product = _product(matvec, layout, compact)
+    space = _Basis(layout.rows(b, "b"), max_dim)
+    length, _ = space.start(product, layout.rows(b, "b"))
     status = torch.where(length > 0, constants.ACTIVE, constants.BREAKDOWN).int()
     iterations = torch.zeros_like(status)
     tiny = _RCOND[b.dtype] if rcond is None else rcond
     for j in range(max_dim):
         active = status == constants.ACTIVE
         if check_every is not None and j % check_every == 0 and not active.any():
+            space.basis[:, j + 1 :] = 0.0
+            space.hessenberg[j:] = 0.0
             break
-        ops.arnoldi_step(basis, hessenberg, norms, product(basis[:, j], status), status, j)
-        iterations += active & norms[j].isfinite()
-        status.masked_fill_(~(hessenberg[j, j + 1] > tiny * norms[j]), constants.BREAKDOWN)  # also where it is NaN
-    hessenberg = torch.where(hessenberg.isfinite(), hessenberg, 0.0)
-    return ArnoldiResult(basis, hessenberg.permute(2, 1, 0), iterations, length, layout)
+        product.step(space, status, j)
+        iterations += active & space.norms[j].isfinite()
+        further = space.hessenberg[j, j + 1] > tiny * space.norms[j]  # false where they are NaN
+        status.masked_fill_(~further, constants.BREAKDOWN)
+    hessenberg = torch.where(space.hessenberg.isfinite(), space.hessenberg, 0.0)
+    return ArnoldiResult(space.basis, hessenberg.permute(2, 1, 0), iterations, length, layout)
 
 
-class _Space:
-    """The state that the ops update: allocated once, started anew in every cycle."""
+@dataclass(frozen=True)
+class Difference:
+    r"""The product v -> [gradient(x + h v) - g0] / h; solvers make one op of all that is between two of its passes.
+
+    Called with a v it is an ordinary matvec.
+
+    Args:
+        gradient: (B, ...) -> (B, ...), one pass. The probe it is given is overwritten after it has returned.
+        x: (B, ...) where the Hessian is taken.
+        g0: gradient(x).
+        h: step along the unit vectors of a basis, > 0 (:func:`soatfast.hvp.unit_step`).
+
+    >>> import torch
+    >>> product = Difference(lambda x: 3 * x, torch.zeros(1, 2), torch.zeros(1, 2), 0.5)
+    >>> gmres(product, torch.tensor([[3.0, 6.0]]), max_dim=2, rtol=1e-6).x
+    tensor([[1., 2.]])
+    """
+
+    gradient: Callable[[Tensor], Tensor]
+    x: Tensor
+    g0: Tensor
+    h: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.h < math.inf:
+            raise ValueError(f"h must be finite and > 0, got {self.h!r}")
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return (self.gradient(self.x.add(v, alpha=self.h)) - self.g0).div_(self.h)
+
+
+class _Basis:
+    """The basis and the Hessenberg matrices on it. A block, and a column, is written before it is read."""
 
     def __init__(self, like: Tensor, m: int):
         _check_memory(like, m)
         rows, size = like.shape
-        self.basis = like.new_empty(rows, m + 1, size)  # a block, and a column, is written before it is read
+        self.basis = like.new_empty(rows, m + 1, size)
         self.hessenberg, self.norms = like.new_empty(m, m + 1, rows), like.new_empty(m, rows)
+
+    def start(self, product: _Product, r: Tensor) -> tuple[Tensor, Tensor]:
+        """||r|| (B,), 0 where r is not finite, and where it is."""
+        beta = product.start(self, r)
+        finite = beta.isfinite()
+        return torch.where(finite, beta, 0.0), finite
+
+
+class _Space(_Basis):
+    """All the state of a solve: allocated once, started anew in every cycle."""
+
+    def __init__(self, like: Tensor, m: int):
+        super().__init__(like, m)
+        rows = len(like)
         self.triangle, self.rotations = like.new_zeros(m, m, rows), like.new_zeros(m, 2, rows)
         self.rhs = like.new_zeros(m + 1, rows)
         self.iterations = like.new_zeros(rows, dtype=torch.int32)
 
-    def start(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """||r|| (B,), 0 where r is not finite, and where it is."""
-        beta, finite = _first(r, self.basis)
+    def start(self, product: _Product, r: Tensor) -> tuple[Tensor, Tensor]:
+        beta, finite = super().start(product, r)
         self.rhs.zero_()
         self.rhs[0] = beta
         self.iterations.zero_()
         return beta, finite
-
-
-def _first(r: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """v_0 = r / ||r||, 0 for a row that is zero or not finite. Returns ||r||, 0 for such a row, and where r is finite."""
-    finite = r.abs().amax(1).isfinite()  # a seventh of the time of isfinite().all(1)
-    usable = finite & ((length := ops.lp_norm(r, 2)) > 0)
-    length = torch.where(usable, length, 0.0)
-    unit = r / torch.where(usable, length, 1.0).unsqueeze(1)
-    basis[:, 0] = torch.where(usable.unsqueeze(1), unit, 0.0)
-    return length, finite
 
 
 class _Product:
@@ -304,6 +337,13 @@ class _Product:
             w[index] = self._checked(self.matvec(self.layout.restore(part), index), part)
         return w
 
+    def start(self, space: _Basis, r: Tensor) -> Tensor:
+        return ops.arnoldi_start(space.basis, r)
+
+    def step(self, space: _Basis, status: Tensor, j: int) -> None:
+        w = self(space.basis[:, j], status)
+        ops.arnoldi_step(space.basis, space.hessenberg, space.norms, w, status, j)
+
     def _checked(self, w: Tensor, v: Tensor) -> Tensor:
         expected = (len(v), *self.layout.sample)
         if not isinstance(w, Tensor) or w.shape != expected:
@@ -312,6 +352,34 @@ class _Product:
         if w.dtype != v.dtype or w.device != v.device:
             raise ValueError(f"matvec must return {v.dtype} on {v.device}, got {w.dtype} on {w.device}")
         return self.layout.flat(w)
+
+
+class _Differences(_Product):
+    """The steps of a :class:`Difference`: the new vector becomes the probe of the next pass in the same call."""
+
+    def __init__(self, difference: Difference, layout: Layout):
+        super().__init__(difference, layout, compact=False)
+        self.gradient = difference.gradient
+        self.g0 = layout.rows(difference.g0, "g0")
+        x = layout.rows(difference.x, "x")
+        self.probe = torch.empty_like(x)
+        self.probed: dict[str, Any] = {"x": x, "probe": self.probe, "step": difference.h}
+
+    def start(self, space: _Basis, r: Tensor) -> Tensor:
+        return ops.arnoldi_start(space.basis, r, **self.probed)
+
+    def step(self, space: _Basis, status: Tensor, j: int) -> None:
+        g = self._checked(self.gradient(self.layout.restore(self.probe)), self.probe)
+        state = (space.basis, space.hessenberg, space.norms)
+        ops.arnoldi_step(*state, g, status, j, base=self.g0, **self.probed)
+
+
+def _product(matvec: Callable[..., Tensor], layout: Layout, compact: bool) -> _Product:
+    if not isinstance(matvec, Difference):
+        return _Product(matvec, layout, compact)
+    if compact:
+        raise ValueError("compact needs a matvec(v, index); a Difference is of the whole batch")
+    return _Differences(matvec, layout)
 
 
 def _check(b: Tensor, max_dim: int) -> Layout:
@@ -329,8 +397,10 @@ def _check(b: Tensor, max_dim: int) -> Layout:
 
 
 def _check_memory(rows: Tensor, m: int) -> None:
-    """Refuse a basis that does not fit before it is allocated."""
+    """Refuse a basis that does not fit before it is allocated. To ask takes 0.2 ms: not for a small one."""
     block = rows.numel() * rows.element_size()
+    if (m + 1) * block < _SMALL:
+        return
     free = _free_bytes(rows.device)
     if free is not None and (m + 1) * block > free:
         fits = free // block - 1 if block else m

@@ -65,14 +65,15 @@ SOATFAST_HD double square_of(int64_t n, const T* r) {
   return a;
 }
 
-// w (n,) against the first `known` vectors of basis (m + 1, n); the next vector of the basis, h_k = h[k h_stride], ||w||.
-// The basis is read three times: the second pass subtracts and takes the second products at once. scratch: 2 known.
-template <typename T>
+// The vector w(i), i < n, against the first `known` vectors of basis (m + 1, n); the next vector of the basis, h_k =
+// h[k h_stride], ||w||. The basis is read three times: the second pass subtracts and takes the second products at once.
+// scratch: 2 known.
+template <typename T, typename W>
 SOATFAST_HD T arnoldi_row(
-    int64_t n, int64_t blocks, int64_t known, T* basis, const T* w, T* h, int64_t h_stride, double* scratch) {
+    int64_t n, int64_t blocks, int64_t known, T* basis, W w, T* h, int64_t h_stride, double* scratch) {
   const SimdTeam team;
   T* r = basis + known * n;
-  const T m = team.max(n, [=](int64_t i) SOATFAST_BODY { return magnitude(w[i]); });
+  const T m = team.max(n, [=](int64_t i) SOATFAST_BODY { return magnitude(w(i)); });
   const T scale = is_finite(m) ? near_one_scale(m) : T(0);
   double *h1 = scratch, *h2 = scratch + known;
   for (int64_t k = 0; k < 2 * known; ++k) scratch[k] = 0;
@@ -81,7 +82,7 @@ SOATFAST_HD T arnoldi_row(
     const int64_t size = n - start < kPiece ? n - start : kPiece;
     T* piece = r + start;
 #pragma omp simd
-    for (int64_t i = 0; i < size; ++i) piece[i] = w[start + i] * scale;
+    for (int64_t i = 0; i < size; ++i) piece[i] = w(start + i) * scale;
     squares += square_of(size, piece);
     add_dots(size, known, basis + start, n, piece, h1);
   }

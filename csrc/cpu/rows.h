@@ -134,13 +134,17 @@ struct PowerStep {
 };
 
 struct ArnoldiStep {
-  DType dtype;             // kFloat or kDouble
-  int64_t size, blocks;    // D, m + 1
-  int64_t rows, column;
-  void* basis;             // [B, m + 1, D]
-  const void* w;           // [B, D]
-  const int32_t* status;   // [B]
-  void *h, *norm;          // [m + 1, B] and [B] of this column
+  DType dtype;            // kFloat or kDouble
+  int64_t size, blocks;   // D, m + 1
+  int64_t rows, column;   // block column + 1 of the basis is written; -1 at the start
+  void* basis;            // [B, m + 1, D]
+  const void* w;          // [B, D]
+  const int32_t* status;  // [B], null at the start
+  void *h, *norm;         // [m + 1, B] and [B] of this column; h null at the start
+  double step;            // finite differences: w stands for (w - base) / step, probe becomes x + step v
+  const void* base;       // [B, D] or null
+  const void* x;          // [B, D] or null
+  void* probe;            // [B, D] where there is an x
 };
 
 struct GivensStep {

@@ -85,35 +85,51 @@ __device__ __forceinline__ double slice_subtract(const Slice<T>& s, int64_t coun
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) arnoldi_kernel(
-    T* __restrict__ basis,                  // [B, m + 1, D]
-    const T* __restrict__ w,                // [B, D]
-    const int32_t* __restrict__ status,     // [B]
-    int64_t size, int64_t blocks, int64_t known,
-    T* __restrict__ h,                      // [m + 1, B]
-    T* __restrict__ norm) {                 // [B]
-  extern __shared__ double shared[];        // partial (known + 1), h1 (known), h2 (known)
-  const int64_t row = blockIdx.y, rows = gridDim.y;
+struct Arnoldi {
+  T* basis;               // [B, m + 1, D]
+  const T* w;             // [B, D]
+  const int32_t* status;  // [B], null at the start
+  int64_t size, blocks, known;
+  T *h, *norm;            // [m + 1, B] and [B] of this column; h null at the start
+  T step, inverse;        // finite differences: w stands for (w - base) inverse, probe becomes x + step v
+  const T *base, *x;      // [B, D] or null
+  T* probe;               // [B, D] where there is an x
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) arnoldi_kernel(const Arnoldi<T> a) {
+  extern __shared__ double shared[];  // partial (known + 1), h1 (known), h2 (known)
+  const int64_t row = blockIdx.y, rows = gridDim.y, size = a.size, known = a.known;
+  const int64_t blocks = a.h == nullptr ? 0 : a.blocks;
   const Cluster cluster{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)};
   double *partial = shared, *h1 = shared + known + 1, *h2 = h1 + known;
-  T* const first = basis + row * blocks * size;
+  T* const first = a.basis + row * a.blocks * size;
   const int64_t width = (size + cluster.blocks - 1) / cluster.blocks;
   const int64_t begin = cluster.rank * width < size ? cluster.rank * width : size;
   const Slice<T> slice{begin, begin + width < size ? begin + width : size, size, first, first + known * size};
   const bool writes = cluster.rank == 0 && threadIdx.x == 0;
   const BlockTeam<kThreads> team;
-
-  if (status[row] != kActive) {  // the same for every block of the cluster
-    for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] = T(0);
-    if (cluster.rank == 0) {
-      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[k * rows + row] = T(0);
+  const auto finish = [&](T factor) {  // the new vector, 0 for factor 0, and the next probe
+    for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) {
+      const T v = factor == T(0) ? T(0) : slice.r[i] * factor;
+      slice.r[i] = v;
+      if (a.x != nullptr) a.probe[row * size + i] = a.x[row * size + i] + a.step * v;
     }
-    if (writes) norm[row] = T(0);
+  };
+
+  if (a.status != nullptr && a.status[row] != kActive) {  // the same for every block of the cluster
+    finish(T(0));
+    if (cluster.rank == 0) {
+      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) a.h[k * rows + row] = T(0);
+    }
+    if (writes) a.norm[row] = T(0);
     return;
   }
 
-  const T* from = w + row * size;
-  T largest = team.max(slice.end - slice.begin, [=](int64_t i) { return magnitude(from[slice.begin + i]); });
+  const T* from = a.w + row * size;
+  const T* base = a.base == nullptr ? nullptr : a.base + row * size;
+  const auto entry = [=](int64_t i) { return base == nullptr ? from[i] : (from[i] - base[i]) * a.inverse; };
+  T largest = team.max(slice.end - slice.begin, [=](int64_t i) { return magnitude(entry(slice.begin + i)); });
   if (cluster.blocks > 1) {
     if (threadIdx.x == 0) partial[0] = static_cast<double>(largest);
     cluster.sync();
@@ -129,9 +145,9 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(
 
   double squares = 0;
   for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) {
-    const T entry = scale > T(0) ? from[i] * scale : T(0);
-    slice.r[i] = entry;
-    squares += static_cast<double>(entry * entry);
+    const T scaled = scale > T(0) ? entry(i) * scale : T(0);
+    slice.r[i] = scaled;
+    squares += static_cast<double>(scaled * scaled);
   }
   squares = team.reduce(squares, [](double a, double b) { return a + b; });  // after it the slice is written
   if (threadIdx.x == 0) partial[known] = squares;
@@ -142,11 +158,11 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(
   cluster.sync();  // everybody has read partial
   if (!(scale > T(0)) || !is_finite(length / scale)) {
     const T nan = bit_cast<T>(static_cast<Bits<T>>(Real<T>::kInfinity | 1));
-    for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] = T(0);
+    finish(T(0));
     if (cluster.rank == 0) {
-      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) h[k * rows + row] = k <= known ? nan : T(0);
+      for (int64_t k = threadIdx.x; k < blocks; k += kThreads) a.h[k * rows + row] = k <= known ? nan : T(0);
     }
-    if (writes) norm[row] = nan;
+    if (writes) a.norm[row] = nan;
     return;
   }
 
@@ -160,15 +176,14 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(
   cluster.sync();
   const T left = static_cast<T>(sqrt(cluster.total(partial, 0)));
   cluster.sync();  // no block leaves while another reads its shared memory
-  const T inverse = exhausted(left, length) ? T(0) : T(1) / left;
-  for (int64_t i = slice.begin + threadIdx.x; i < slice.end; i += kThreads) slice.r[i] *= inverse;
+  finish(exhausted(left, length) ? T(0) : T(1) / left);
   if (cluster.rank == 0) {
     for (int64_t k = threadIdx.x; k < blocks; k += kThreads) {
-      h[k * rows + row] =
+      a.h[k * rows + row] =
           k < known ? static_cast<T>((h1[k] + h2[k]) / scale) : k == known ? left / scale : T(0);
     }
   }
-  if (writes) norm[row] = length / scale;
+  if (writes) a.norm[row] = length / scale;
 }
 
 // Enough blocks a sample to fill the device twice, a power of two, each with a slice worth it.
@@ -184,48 +199,96 @@ int cluster_size(int64_t rows, int64_t size, int device) {
 }
 
 template <typename T>
-void launch(
-    const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w, const Tensor& status,
-    int64_t column, cudaStream_t stream) {
-  const int64_t rows = basis.size(0), blocks = basis.size(1), size = basis.size(2), known = column + 1;
-  const int cluster = cluster_size(rows, size, basis.get_device_index());
+void launch(const Arnoldi<T>& arguments, int64_t rows, int device, void* stream) {
+  const int cluster = cluster_size(rows, arguments.size, device);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(cluster), static_cast<unsigned>(rows));
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(3 * known + 1) * sizeof(double);
-  config.stream = stream;
+  config.dynamicSmemBytes = static_cast<size_t>(3 * arguments.known + 1) * sizeof(double);
+  config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
-  const auto status_code = cudaLaunchKernelEx(
-      &config, arnoldi_kernel<T>, static_cast<T*>(basis.mutable_data_ptr()), static_cast<const T*>(w.const_data_ptr()),
-      static_cast<const int32_t*>(status.const_data_ptr()), size, blocks, known,
-      static_cast<T*>(hessenberg.mutable_data_ptr()) + column * blocks * rows,
-      static_cast<T*>(norms.mutable_data_ptr()) + column * rows);
+  const auto status_code = cudaLaunchKernelEx(&config, arnoldi_kernel<T>, arguments);
   STD_TORCH_CHECK(status_code == cudaSuccess, "arnoldi_step: ", cudaGetErrorString(status_code));
 }
 
-// basis [B, m + 1, D], hessenberg [m, m + 1, B], norms [m, B], all updated; w [B, D], status [B]
-void arnoldi_step(
-    const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w_in, const Tensor& status,
-    int64_t column) {
-  const Tensor w = check_arnoldi(basis, hessenberg, norms, w_in, status, column);
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+template <typename T>
+T* data(const std::optional<Tensor>& t) {
+  return t.has_value() ? data<T>(*t) : nullptr;
+}
+
+// fill(number, arguments) completes what both ops have in common.
+template <typename F>
+void run(
+    const Tensor& basis, const std::optional<Tensor>& x, const std::optional<Tensor>& probe, double step, F fill) {
   const int64_t rows = basis.size(0);
   STD_TORCH_CHECK(rows <= 65535, "arnoldi_step: at most 65535 samples on CUDA, got ", rows);
-  STD_TORCH_CHECK(column < 2000, "arnoldi_step: at most 2000 columns on CUDA, got ", column + 1);
   if (rows == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(basis.get_device_index());
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(basis.get_device_index(), &stream));
-  const auto run = basis.scalar_type() == ScalarType::Double ? launch<double> : launch<float>;
-  run(basis, hessenberg, norms, w, status, column, static_cast<cudaStream_t>(stream));
+  const auto by_dtype = [&](auto number) {
+    using T = decltype(number);
+    Arnoldi<T> arguments{};
+    arguments.basis = data<T>(basis);
+    arguments.size = basis.size(2);
+    arguments.blocks = basis.size(1);
+    arguments.step = static_cast<T>(step);
+    arguments.inverse = static_cast<T>(1 / step);
+    arguments.x = data<T>(x);
+    arguments.probe = x.has_value() ? data<T>(probe) : nullptr;
+    fill(number, arguments);
+    launch(arguments, rows, basis.get_device_index(), stream);
+  };
+  basis.scalar_type() == ScalarType::Double ? by_dtype(double{}) : by_dtype(float{});
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// basis [B, m + 1, D], hessenberg [m, m + 1, B], norms [m, B], all updated; w [B, D], status [B]; base, x, probe [B, D]
+void arnoldi_step(
+    const Tensor& basis, const Tensor& hessenberg, const Tensor& norms, const Tensor& w_in, const Tensor& status,
+    int64_t column, std::optional<Tensor> base, std::optional<Tensor> x, std::optional<Tensor> probe, double step) {
+  const ArnoldiCall call = check_arnoldi(basis, hessenberg, norms, w_in, status, column, base, x, probe);
+  STD_TORCH_CHECK(column < 2000, "arnoldi_step: at most 2000 columns on CUDA, got ", column + 1);
+  run(basis, call.x, probe, step, [&](auto number, auto& arguments) {
+    using T = decltype(number);
+    arguments.w = data<T>(call.w);
+    arguments.status = static_cast<const int32_t*>(status.const_data_ptr());
+    arguments.known = column + 1;
+    arguments.h = data<T>(hessenberg) + column * basis.size(1) * basis.size(0);
+    arguments.norm = data<T>(norms) + column * basis.size(0);
+    arguments.base = data<T>(call.base);
+  });
+}
+
+// basis [B, m + 1, D] and probe [B, D] updated; r, x [B, D] -> ||r|| [B]
+Tensor arnoldi_start(
+    const Tensor& basis, const Tensor& r_in, std::optional<Tensor> x_in, std::optional<Tensor> probe, double step) {
+  check_state(basis, "basis");
+  const Tensor r = dense_like(r_in, basis, basis.size(0) * basis.size(2), "r");
+  const std::optional<Tensor> x = check_probe(basis, x_in, probe);
+  Tensor norm = torch::stable::new_empty(basis, {basis.size(0)});
+  run(basis, x, probe, step, [&](auto number, auto& arguments) {
+    using T = decltype(number);
+    arguments.w = data<T>(r);
+    arguments.norm = data<T>(norm);
+  });
+  return norm;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(soatfast, CUDA, m) { m.impl("arnoldi_step", TORCH_BOX(&arnoldi_step)); }
+STABLE_TORCH_LIBRARY_IMPL(soatfast, CUDA, m) {
+  m.impl("arnoldi_step", TORCH_BOX(&arnoldi_step));
+  m.impl("arnoldi_start", TORCH_BOX(&arnoldi_start));
+}
 
 }  // namespace soatfast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from .. import ops, quadratic
 from ..gauss_newton import gauss_newton
 from ..gradients import InputGradient
 from ..hvp import hvp, unit_step
-from ..krylov import arnoldi, gmres
+from ..krylov import Difference, arnoldi, gmres
 from ..ops._arguments import per_sample
 from ..passes import Passes, passes_of
 from .base import check_steps
@@ -155,16 +156,19 @@ class SOAE(SecondOrderAttack):
             some = (x, y, g) if index is None else (x[index], y[index], g[index])
             return hvp(oracle, some[0], some[1], v, scheme=self.scheme, h=h, g0=some[2])  # type: ignore[arg-type]
 
+        product: Callable[..., Tensor] = matvec
+        if self.scheme == "fe" and not self.compact:
+            product = Difference(lambda probe: oracle.gradient(probe, y), x, g, h)
         m = min(_MAX_DIM, size) if self.max_dim is None else self.max_dim
         compact = self.compact and self.scheme != "exact"  # the exact product is of the whole batch
         solver: dict[str, Any] = {"rcond": self.rcond, "check_every": self.check_every, "compact": compact}
         if self.variant == "tr":
-            space = arnoldi(matvec, g, max_dim=m, **solver)
+            space = arnoldi(product, g, max_dim=m, **solver)
             c = torch.zeros_like(space.basis[:, :m, 0])
             c[:, 0] = space.length
             z = quadratic.trust_region(space.hessenberg[:, :m], c, self._l2(reach, size))
             return g, space.combine(z)
-        found = gmres(matvec, g, max_dim=m, rtol=self.rtol, stop=self.stop, **solver)
+        found = gmres(product, g, max_dim=m, rtol=self.rtol, stop=self.stop, **solver)
         return g, found.x
 
     def _l2(self, reach: float | Tensor, size: int) -> float | Tensor:

@@ -16,10 +16,11 @@ from torch import Tensor
 from ._arguments import Layout, box, boxed_order, norm_order, per_sample, positive_step
 from ._dispatch import backend, kernel
 from .constants import INIT_LMO, INIT_RAW, INIT_SCALED
-from .krylov import arnoldi_step, givens_step, krylov_combine, triangular_solve
+from .krylov import arnoldi_start, arnoldi_step, givens_step, krylov_combine, triangular_solve
 from .replay import replay_start, replay_step
 
 __all__ = [
+    "arnoldi_start",
     "arnoldi_step",
     "backend",
     "frank_wolfe_init",

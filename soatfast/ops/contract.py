@@ -56,9 +56,13 @@ SCHEMAS: dict[str, str] = {
     ),
     # g0, g1, u, x (B, D) -> u (B, D), probe (B, D), rayleigh (B,), norm (B,)
     "power_step": "(Tensor g0, Tensor g1, Tensor u, Tensor x, float h) -> (Tensor, Tensor, Tensor, Tensor)",
-    # basis (B, m + 1, D), hessenberg (m, m + 1, B), norms (m, B), all updated; w (B, D), status (B,)
+    # basis (B, m + 1, D) and probe (B, D) updated; r, x (B, D) -> ||r|| (B,)
+    "arnoldi_start": "(Tensor(a!) basis, Tensor r, Tensor? x, Tensor(b!)? probe, float step) -> Tensor",
+    # basis (B, m + 1, D), hessenberg (m, m + 1, B), norms (m, B), probe (B, D), all updated; w, base, x (B, D),
+    # status (B,)
     "arnoldi_step": (
-        "(Tensor(a!) basis, Tensor(b!) hessenberg, Tensor(c!) norms, Tensor w, Tensor status, int column) -> ()"
+        "(Tensor(a!) basis, Tensor(b!) hessenberg, Tensor(c!) norms, Tensor w, Tensor status, int column,"
+        " Tensor? base, Tensor? x, Tensor(d!)? probe, float step) -> ()"
     ),
     # triangle (m, m, B), rotations (m, 2, B), rhs (m + 1, B), iterations, status (B,), all updated; hessenberg
     # (m, m + 1, B), norms (m, B), target (B,) -> residual (count, B)
@@ -116,6 +120,14 @@ def _krylov(basis: Tensor, **others: tuple[Tensor, tuple]) -> None:
         torch._check(tuple(t.shape) == tuple(shape), lambda n=name, t=t, s=shape: f"{n}: expected {s}, got {t.shape}")
         torch._check(t.dtype == dtype, lambda n=name, t=t, d=dtype: f"{n}: expected {d}, got {t.dtype}")
         torch._check(t.device == basis.device, lambda n=name, t=t: f"{n}: expected {basis.device}, got {t.device}")
+
+
+def _probed(basis: Tensor, x: Tensor | None, probe: Tensor | None) -> None:
+    torch._check((x is None) == (probe is None), lambda: "expected both of x and probe, or neither")
+    if x is not None and probe is not None:
+        rows, _, size = basis.shape
+        _krylov(basis, x=(x, (rows, size)), probe=(probe, (rows, size)))
+        torch._check(probe.is_contiguous(), lambda: "expected a dense probe, which is updated in place")
 
 
 def _columns(column: int, count: int, m: int) -> None:
@@ -192,9 +204,21 @@ class _Fakes:
         return _empty(g0), _empty(g0), _per_sample(g0), _per_sample(g0)
 
     @staticmethod
-    def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, status: Tensor, column) -> None:
+    def arnoldi_start(basis: Tensor, r: Tensor, x, probe, step) -> Tensor:
+        rows, _, size = basis.shape
+        _krylov(basis, r=(r, (rows, size)))
+        _probed(basis, x, probe)
+        return basis.new_empty((rows,))
+
+    @staticmethod
+    def arnoldi_step(
+        basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, status: Tensor, column, base, x, probe, step
+    ) -> None:
         rows, blocks, size = basis.shape
         m = blocks - 1
+        _probed(basis, x, probe)
+        if base is not None:
+            _krylov(basis, base=(base, (rows, size)))
         _krylov(
             basis,
             hessenberg=(hessenberg, (m, blocks, rows)),

@@ -1,10 +1,10 @@
 """The ops of a batched Krylov solve. :func:`soatfast.krylov.gmres` puts them together; most users need only that.
 
-A sample's state is its own: the basis V (B, m + 1, D); the Hessenberg matrix, column j in hessenberg[j] (m, m + 1, B), and
-norms[j] = ||A v_j|| (m, B); the triangle R (m, m, B) that Givens rotations (m, 2, B) make of it; the rotated right-hand side
-(m + 1, B); and two whole numbers, iterations (columns in use) and status (:mod:`soatfast.ops.constants`). The small
-numbers of all samples lie side by side, B last: lanes of a vector on the CPU, neighbouring threads on CUDA. Samples that
-are done are left alone, whatever comes in for them.
+A sample's state is its own: the basis V (B, m + 1, D); the Hessenberg matrix, column j in hessenberg[j] (m, m + 1, B),
+and norms[j] = ||A v_j|| (m, B); the triangle R (m, m, B) that Givens rotations (m, 2, B) make of it; the rotated
+right-hand side (m + 1, B); and two whole numbers, iterations (columns in use) and status
+(:mod:`soatfast.ops.constants`). The small numbers of all samples lie side by side, B last: lanes of a vector on the
+CPU, neighbouring threads on CUDA. Samples that are done are left alone, whatever comes in for them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,56 @@ def _check_column(column: int, m: int, count: int = 1) -> None:
         raise ValueError(f"count must lie in 1..{m - column}, got {count!r}")
 
 
-def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, status: Tensor, column: int) -> None:
+def _probed(
+    basis: Tensor, x: Tensor | None, probe: Tensor | None, step: float, **others: Tensor | None
+) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+    if (x is None) != (probe is None):
+        raise ValueError("x and probe come together, got one of them")
+    if not step > 0:
+        raise ValueError(f"step must be > 0, got {step!r}")
+    if probe is not None:
+        _updated(probe=probe)
+    shape = (basis.shape[0], basis.shape[2])
+    return {name: (t, shape) for name, t in {"x": x, "probe": probe, **others}.items() if t is not None}
+
+
+def arnoldi_start(
+    basis: Tensor, r: Tensor, *, x: Tensor | None = None, probe: Tensor | None = None, step: float = 1.0
+) -> Tensor:
+    r"""v_0 = r / ||r||_2, the first block of the basis; returns ||r|| (B,), NaN for a sample that is not finite.
+
+    v_0 = 0 where r is zero or not finite. The norm is scaled by max|r|.
+
+    Args:
+        basis: (B, m + 1, D); block 0 is written. Contiguous.
+        r: (B, D).
+        x, probe: (B, D); where they are given, probe becomes x + step v_0. probe is contiguous.
+        step: see :func:`arnoldi_step`.
+
+    >>> import torch
+    >>> basis = torch.zeros(1, 2, 2)
+    >>> arnoldi_start(basis, torch.tensor([[3.0, 4.0]])), basis[0, 0]
+    (tensor([5.]), tensor([0.6000, 0.8000]))
+    """
+    rows, _, size = _dims(basis, "basis", "(B, m + 1, D)")
+    _checked(basis, {"r": (r, (rows, size)), **_probed(basis, x, probe, step)})
+    _updated(basis=basis)
+    return kernel("arnoldi_start")(basis, r, x, probe, float(step))
+
+
+def arnoldi_step(
+    basis: Tensor,
+    hessenberg: Tensor,
+    norms: Tensor,
+    w: Tensor,
+    status: Tensor,
+    column: int,
+    *,
+    base: Tensor | None = None,
+    x: Tensor | None = None,
+    probe: Tensor | None = None,
+    step: float = 1.0,
+) -> None:
     r"""Orthogonalises w = A v_j against v_0 .. v_j (classical Gram-Schmidt, twice) and appends v_{j+1} to the basis.
 
         h_i = <v_i, w>,  w' = w - sum_i h_i v_i  (twice; h adds up),  h_{j+1} = ||w'||,  v_{j+1} = w' / h_{j+1}
@@ -68,6 +117,10 @@ def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, st
         w: (B, D) matrix-vector product.
         status: (B,) int32; samples that are not active (0) get v_{j+1} = 0, h = 0 and norm 0.
         column: j.
+        base: (B, D) gradient at x; where it is given, w is a gradient at a probe, and (w - base) / step stands for w.
+        x, probe: (B, D); where they are given, probe becomes x + step v_{j+1}, the point of the next gradient. With
+            them the op is all that a finite-difference Krylov step does between two passes.
+        step: finite-difference step.
 
     What is written is contiguous.
 
@@ -81,10 +134,11 @@ def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, st
     """
     rows, blocks, size = _dims(basis, "basis", "(B, m + 1, D)")
     state = {"hessenberg": (hessenberg, (blocks - 1, blocks, rows)), "norms": (norms, (blocks - 1, rows))}
-    _checked(basis, {**state, "w": (w, (rows, size)), "status": (status, (rows,))})
+    read = {"w": (w, (rows, size)), "status": (status, (rows,)), **_probed(basis, x, probe, step, base=base)}
+    _checked(basis, {**state, **read})
     _updated(basis=basis, hessenberg=hessenberg, norms=norms)
     _check_column(column, blocks - 1)
-    kernel("arnoldi_step")(basis, hessenberg, norms, w, status, column)
+    kernel("arnoldi_step")(basis, hessenberg, norms, w, status, column, base, x, probe, float(step))
 
 
 def givens_step(
@@ -101,8 +155,7 @@ def givens_step(
     count: int = 1,
     rcond: float,
 ) -> Tensor:
-    r"""Columns j = column .. column + count - 1 of the QR factorisation of the Hessenberg matrix, and the residuals that
-    come with them for free.
+    r"""Columns of the QR factorisation of the Hessenberg matrix, and the residuals that come with them for free.
 
     The stored rotations turn h, a new one (c, s) makes its last entry 0 and rho = hypot(h_j, h_{j+1}) the diagonal of
     R; the right-hand side turns with it, and |rhs_{j+1}| is the residual norm of the least-squares solution.

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from .constants import INIT_LMO, INIT_SCALED, accumulate_dtype
 from .quantise import remember, remembered
-from .reference_krylov import arnoldi_step, givens_step, krylov_combine, triangular_solve
+from .reference_krylov import arnoldi_start, arnoldi_step, givens_step, krylov_combine, triangular_solve
 
 __all__ = [
+    "arnoldi_start",
     "arnoldi_step",
     "frank_wolfe_init",
     "frank_wolfe_step",

@@ -1,7 +1,8 @@
 """The pure-PyTorch twins of the Krylov ops: one Arnoldi step, its Givens rotation, the small solve, the combination.
 
-A basis is (B, m + 1, D), one sample a block of rows; everything else is the samples' small numbers, (.., B), one sample
-beside the other. float32 and float64 only. A sample whose status is not ACTIVE is left as it is: its rows of the basis become 0, its numbers stay.
+A basis is (B, m + 1, D), one sample a block of rows; everything else is the samples' small numbers, (.., B), one
+sample beside the other. float32 and float64 only. A sample whose status is not ACTIVE is left as it is: its
+rows of the basis become 0, its numbers stay.
 """
 
 from __future__ import annotations
@@ -12,8 +13,32 @@ from torch import Tensor
 from .constants import ACTIVE, BREAKDOWN, CONVERGED, NONFINITE, SINGULAR
 
 
-def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, status: Tensor, column: int) -> None:
+def arnoldi_start(basis: Tensor, r: Tensor, x: Tensor | None, probe: Tensor | None, step: float) -> Tensor:
+    m = r.abs().amax(1, keepdim=True)
+    m = torch.where(m.isfinite() & (m > 0), m, 1.0)
+    norm = torch.linalg.vector_norm(r / m, dim=1, keepdim=True)
+    finite = (norm * m).isfinite()
+    basis[:, 0] = torch.where(finite & (norm > 0), r / m / torch.where(norm > 0, norm, 1.0), 0.0)
+    if x is not None and probe is not None:
+        probe.copy_(x + step * basis[:, 0])
+    return torch.where(finite, norm * m, torch.nan).squeeze(1)
+
+
+def arnoldi_step(
+    basis: Tensor,
+    hessenberg: Tensor,
+    norms: Tensor,
+    w: Tensor,
+    status: Tensor,
+    column: int,
+    base: Tensor | None,
+    x: Tensor | None,
+    probe: Tensor | None,
+    step: float,
+) -> None:
     """Classical Gram-Schmidt, twice (CGS2): orthogonal to rounding, in four products a step."""
+    if base is not None:
+        w = (w - base) * (1 / step)
     known = basis[:, : column + 1]  # (B, j + 1, D)
     m = w.abs().amax(1, keepdim=True)
     active = (status == ACTIVE).unsqueeze(1)
@@ -34,6 +59,8 @@ def arnoldi_step(basis: Tensor, hessenberg: Tensor, norms: Tensor, w: Tensor, st
     hessenberg[column] = 0.0
     hessenberg[column, : column + 2] = entries.t()
     norms[column] = (norm * m).squeeze(1)
+    if x is not None and probe is not None:
+        probe.copy_(x + step * basis[:, column + 1])
 
 
 def _exhausted(left: Tensor, norm: Tensor) -> Tensor:

@@ -16,18 +16,37 @@ from soatfast import ops
 from soatfast.ops import reference
 from soatfast.ops.constants import ACTIVE, BREAKDOWN, CONVERGED, NONFINITE, SINGULAR
 
-OPS = ("arnoldi_step", "givens_step", "triangular_solve", "krylov_combine")
+OPS = ("arnoldi_start", "arnoldi_step", "difference_step", "givens_step", "triangular_solve", "krylov_combine")
 SHAPES = ((1, 1, 1), (3, 2, 5), (2, 7, 33), (3, 9, 1000), (2, 6, 4099))  # B, m, D
 DTYPES = (torch.float32, torch.float64)
-UPDATED = {"arnoldi_step": (0, 1, 2), "givens_step": (0, 1, 2, 3, 4)}
-OF_SAMPLES = {"arnoldi_step": (0, 3, 4), "krylov_combine": (0, 2)}  # arguments with the batch first; else it is last
+# difference_step is arnoldi_step with all its options.
+UPDATED = {
+    "arnoldi_start": (0, 3),
+    "arnoldi_step": (0, 1, 2),
+    "difference_step": (0, 1, 2, 8),
+    "givens_step": (0, 1, 2, 3, 4),
+}
+OF_SAMPLES = {
+    "arnoldi_start": (0, 1, 2, 3),
+    "arnoldi_step": (0, 3, 4),
+    "difference_step": (0, 3, 4, 6, 7, 8),
+    "krylov_combine": (0, 2),
+}  # arguments with the batch first; else it is last
 
 every_op = pytest.mark.parametrize("op", OPS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def kernel(op: str) -> Callable:
-    return getattr(torch.ops.soatfast, op).default
+    return getattr(torch.ops.soatfast, name_of(op)).default
+
+
+def twin(op: str) -> Callable:
+    return getattr(reference, name_of(op))
+
+
+def name_of(op: str) -> str:
+    return "arnoldi_step" if op == "difference_step" else op
 
 
 def make_args(op: str, rows: int, m: int, size: int, dtype: torch.dtype = torch.float64, column: int | None = None):
@@ -40,13 +59,17 @@ def make_args(op: str, rows: int, m: int, size: int, dtype: torch.dtype = torch.
     j = min(m, size) // 2 if column is None else column
     status = torch.zeros(rows, dtype=torch.int32)
     status[2:] = CONVERGED
-    if op in ("arnoldi_step", "krylov_combine"):
+    if op in ("arnoldi_start", "arnoldi_step", "difference_step", "krylov_combine"):
         basis = torch.zeros(rows, m + 1, size, dtype=torch.float64)
         known = min(j + 1, size)
         basis[:, :known] = torch.linalg.qr(normal(rows, size, known)).Q.transpose(1, 2)
-        if op == "arnoldi_step":
+        w, base, x, probe = (normal(rows, size).to(dtype) for _ in range(4))
+        if op == "arnoldi_start":
+            return basis.to(dtype), w, x, probe, 0.01
+        if op in ("arnoldi_step", "difference_step"):
             hessenberg, norms = normal(m, m + 1, rows).to(dtype), normal(m, rows).to(dtype)
-            return basis.to(dtype), hessenberg, norms, normal(rows, size).to(dtype), status, j
+            options = (base, x, probe, 0.01) if op == "difference_step" else (None, None, None, 1.0)
+            return basis.to(dtype), hessenberg, norms, w, status, j, *options
         return basis.to(dtype), normal(m, rows).to(dtype), normal(rows, size).to(dtype)
     triangle = (torch.triu(normal(rows, m, m)) + 3 * torch.eye(m, dtype=torch.float64)).permute(1, 2, 0).contiguous()
     rhs, iterations = normal(m + 1, rows), torch.full((rows,), j, dtype=torch.int32)
@@ -79,8 +102,8 @@ def samples(op: str, args: tuple, chosen: slice | list[int]) -> tuple:
 
 def results_of(op: str, results: tuple[Tensor, ...], chosen: slice | list[int]) -> list[Tensor]:
     """The same of what :func:`call` returns: a basis and a combination have the batch first."""
-    first = op in ("arnoldi_step", "krylov_combine")
-    return [t[chosen] if first and i == 0 else t[..., chosen] for i, t in enumerate(results)]
+    first = {"arnoldi_start": (1, 2), "arnoldi_step": (0,), "difference_step": (0, 3), "krylov_combine": (0,)}
+    return [t[chosen] if i in first.get(op, ()) else t[..., chosen] for i, t in enumerate(results)]
 
 
 def double(args: tuple) -> tuple:
@@ -97,13 +120,13 @@ def test_kernel_is_within_the_budget(op: str, shape: tuple[int, int, int], dtype
     for column in {0, min(shape[1:]) // 2, min(shape[1], shape[2] - 1) - 1} - {-1}:
         args = make_args(op, *shape, dtype, column)
         outputs = call(op, kernel(op), args)
-        twins, exact = call(op, getattr(reference, op), args), call(op, getattr(reference, op), double(args))
-        for mine, twin, truth in zip(outputs, twins, exact, strict=True):
-            assert mine.dtype == twin.dtype and mine.shape == twin.shape
+        twins, exact = call(op, twin(op), args), call(op, twin(op), double(args))
+        for mine, other, truth in zip(outputs, twins, exact, strict=True):
+            assert mine.dtype == other.dtype and mine.shape == other.shape
             if not mine.is_floating_point():
-                assert torch.equal(mine, twin)
+                assert torch.equal(mine, other)
                 continue
-            error, allowed = (mine.double() - truth).abs().max(), (twin.double() - truth).abs().max()
+            error, allowed = (mine.double() - truth).abs().max(), (other.double() - truth).abs().max()
             # In float64 the twin is the truth itself: what is allowed there are a few roundings of a sum of D terms.
             scale = (8 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps * truth.abs().max()
             assert error <= 2 * (allowed + scale), (op, shape, column, error, allowed)
@@ -111,7 +134,7 @@ def test_kernel_is_within_the_budget(op: str, shape: tuple[int, int, int], dtype
 
 @every_dtype
 def test_arnoldi_step_is_a_qr_step(dtype: torch.dtype) -> None:
-    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)
+    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)[:6]
     ops.arnoldi_step(basis, hessenberg, norms, w, status, j)
     h, norm = hessenberg[j].t(), norms[j]
     tolerance = 50 * torch.finfo(dtype).eps
@@ -130,7 +153,7 @@ def test_arnoldi_step_is_a_qr_step(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("nearly", [1e-2, 1e-4])
 def test_the_basis_stays_orthogonal_where_one_pass_would_lose_it(dtype: torch.dtype, nearly: float) -> None:
     """w almost in the span: one pass of classical Gram-Schmidt leaves eps / nearly."""
-    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 2, 7, 1000, dtype)
+    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 2, 7, 1000, dtype)[:6]
     inside = basis[:, : j + 1].sum(1)
     ops.arnoldi_step(basis, hessenberg, norms, inside + nearly * w / 30, status, j)
     products = basis[:, : j + 2] @ basis[:, : j + 2].transpose(1, 2)
@@ -139,7 +162,7 @@ def test_the_basis_stays_orthogonal_where_one_pass_would_lose_it(dtype: torch.dt
 
 @every_dtype
 def test_a_vector_of_the_span_exhausts_the_space(dtype: torch.dtype) -> None:
-    basis, hessenberg, norms, _, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)
+    basis, hessenberg, norms, _, status, j = make_args("arnoldi_step", 2, 7, 33, dtype)[:6]
     ops.arnoldi_step(basis, hessenberg, norms, basis[:, : j + 1].sum(1), status, j)
     h, norm = hessenberg[j].t(), norms[j]
     assert not basis[:, j + 1].any()
@@ -150,10 +173,10 @@ def test_a_vector_of_the_span_exhausts_the_space(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [1e-40, 1e-24, 1e24, 3e36])
 def test_tiny_and_huge_products_neither_underflow_nor_overflow(size: float) -> None:
     args = make_args("arnoldi_step", 2, 3, 33, torch.float32)
-    j = args[-1]
-    plain, h, norms = call("arnoldi_step", ops.arnoldi_step, args)
+    j = args[5]
+    plain, h, norms = call("arnoldi_step", kernel("arnoldi_step"), args)
     scaled = (*args[:3], (args[3].double() * size).float(), *args[4:])
-    basis, scaled_h, scaled_norms = call("arnoldi_step", ops.arnoldi_step, scaled)
+    basis, scaled_h, scaled_norms = call("arnoldi_step", kernel("arnoldi_step"), scaled)
     rtol = 1e-5 if size > 1e-30 else 1e-2  # float32 denormals have few digits
     torch.testing.assert_close(basis, plain, rtol=rtol, atol=rtol)
     torch.testing.assert_close(scaled_norms[j].double(), norms[j].double() * size, rtol=rtol, atol=0)
@@ -241,6 +264,31 @@ def test_krylov_combine_is_a_sum(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ops.krylov_combine(basis, y, x0).double(), expected + x0, rtol=1e-5, atol=1e-5)
 
 
+@every_dtype
+def test_arnoldi_start_is_a_unit_vector(dtype: torch.dtype) -> None:
+    basis, r, x, probe, step = make_args("arnoldi_start", 3, 4, 1000, dtype)
+    r[1] = 0
+    norm = ops.arnoldi_start(basis, r, x=x, probe=probe, step=step)
+    expected = torch.nn.functional.normalize(r.double(), dim=1)
+    tolerance = 50 * torch.finfo(dtype).eps
+    torch.testing.assert_close(basis[:, 0].double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(norm.double(), r.double().norm(dim=1), rtol=tolerance, atol=0)
+    torch.testing.assert_close(probe.double(), x.double() + step * expected, rtol=tolerance, atol=tolerance)
+    other = basis.clone()
+    torch.testing.assert_close(ops.arnoldi_start(other, r), norm, rtol=0, atol=0)
+    huge = ops.arnoldi_start(basis, r * 1e30)
+    torch.testing.assert_close(huge.double(), norm.double() * 1e30, rtol=1e-6, atol=0)
+
+
+def test_a_difference_step_is_the_three_things_it_replaces() -> None:
+    *state, g1, status, j, g0, x, probe, step = make_args("difference_step", 2, 5, 40)
+    mine, plain = ([t.clone() for t in state] for _ in range(2))
+    ops.arnoldi_step(*mine, g1, status, j, base=g0, x=x, probe=probe, step=step)
+    ops.arnoldi_step(*plain, (g1 - g0) * (1 / step), status, j)
+    assert all(torch.equal(a, b) for a, b in zip(mine, plain, strict=True))
+    assert torch.equal(probe, x + step * mine[0][:, j + 1])
+
+
 # White box
 
 
@@ -279,7 +327,9 @@ def test_opcheck(op: str, dtype: torch.dtype) -> None:
 
 
 PUBLIC: dict[str, Callable] = {
-    "arnoldi_step": ops.arnoldi_step,
+    "arnoldi_start": lambda *a: ops.arnoldi_start(*a[:2], x=a[2], probe=a[3], step=a[4]),
+    "arnoldi_step": lambda *a: ops.arnoldi_step(*a[:6]),
+    "difference_step": lambda *a: ops.arnoldi_step(*a[:6], base=a[6], x=a[7], probe=a[8], step=a[9]),
     "givens_step": lambda *a: ops.givens_step(*a[:8], column=a[8], count=a[9], rcond=a[10]),
     "triangular_solve": ops.triangular_solve,
     "krylov_combine": ops.krylov_combine,
@@ -299,8 +349,8 @@ def test_public_function_compiles_without_a_break(op: str, dynamic: bool) -> Non
 
 @every_op
 def test_backend_reference_serves(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    args, seen, original = make_args(op, 3, 5, 40), [], getattr(reference, op)
-    monkeypatch.setattr(reference, op, lambda *a: seen.append(1) or original(*a))
+    args, seen, original = make_args(op, 3, 5, 40), [], twin(op)
+    monkeypatch.setattr(reference, name_of(op), lambda *a: seen.append(1) or original(*a))
     with ops.backend("reference"):
         call(op, PUBLIC[op], args)
     call(op, PUBLIC[op], args)
@@ -314,8 +364,9 @@ def test_strided_inputs_give_the_same(op: str) -> None:
         torch.stack([a, a], -1)[..., 0] if isinstance(a, Tensor) and i not in UPDATED.get(op, (2,)) else a
         for i, a in enumerate(args)
     )
-    if op in ("arnoldi_step", "triangular_solve"):
-        other = (*other[:-2], *args[-2:]) if op == "arnoldi_step" else (*other[:2], args[2])  # whole numbers are dense
+    dense = {"arnoldi_step": 4, "difference_step": 4, "triangular_solve": 2}  # whole numbers
+    if op in dense:
+        other = (*other[: dense[op]], args[dense[op]], *other[dense[op] + 1 :])
     for mine, plain in zip(call(op, kernel(op), other), call(op, kernel(op), args), strict=True):
         assert torch.equal(mine, plain)
 
@@ -342,7 +393,7 @@ def test_a_batch_is_its_samples_bit_for_bit(op: str) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_sample_changes_no_other_and_enters_no_state(op: str, bad: float) -> None:
     args = make_args(op, 4, 5, 40)
-    spoiled = {"arnoldi_step": 3, "givens_step": 5}.get(op, 1)
+    spoiled = {"arnoldi_step": 3, "difference_step": 3, "givens_step": 5}.get(op, 1)
     dirty = list(args)
     dirty[spoiled] = args[spoiled].clone()
     if spoiled in OF_SAMPLES.get(op, ()):
@@ -354,9 +405,13 @@ def test_a_bad_sample_changes_no_other_and_enters_no_state(op: str, bad: float) 
     others = [0, 2, 3]
     for mine, other in zip(results_of(op, results, others), results_of(op, clean, others), strict=True):
         assert torch.equal(mine, other)
-    if op == "arnoldi_step":
-        basis, hessenberg, norms = results
-        assert hessenberg[args[-1], :, 1].isnan().any() and norms[args[-1], 1].isnan() and basis.isfinite().all()
+    if op == "arnoldi_start":
+        norm, basis, probe = results
+        assert norm[1].isnan() and not basis[1, 0].any() and torch.equal(probe[1], args[2][1])
+    if op in ("arnoldi_step", "difference_step"):
+        basis, hessenberg, norms, *probe = results
+        assert hessenberg[args[5], :, 1].isnan().any() and norms[args[5], 1].isnan()
+        assert all(t.isfinite().all() for t in (basis, *probe))
     if op == "givens_step":
         assert all(t.isfinite().all() for t in results)
         assert results[5][1] == NONFINITE and results[4][1] == args[3][1]
@@ -367,7 +422,7 @@ def test_a_sample_that_is_done_is_left_alone() -> None:
         args = make_args("givens_step", 4, 5, 40, dtype)
         for before, after in zip(args[:5], call("givens_step", kernel("givens_step"), args)[1:], strict=True):
             assert torch.equal(before[..., 2:], after[..., 2:])
-        basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 4, 5, 40, dtype)
+        basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 4, 5, 40, dtype)[:6]
         w[2:] = math.nan
         ops.arnoldi_step(basis, hessenberg, norms, w, status, j)
         assert not hessenberg[j, :, 2:].any() and not norms[j, 2:].any() and not basis[2:, j + 1].any()
@@ -395,7 +450,7 @@ def test_every_element_is_written(op: str, poisoned_memory: None) -> None:
 
 
 def test_bad_arguments_say_what_was_expected() -> None:
-    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 3, 5, 40)
+    basis, hessenberg, norms, w, status, j = make_args("arnoldi_step", 3, 5, 40)[:6]
     columns = (hessenberg, norms)
     with pytest.raises(ValueError, match=r"w must have shape \(3, 40\), got \(3, 39\)"):
         ops.arnoldi_step(basis, *columns, w[:, 1:], status, j)
@@ -405,6 +460,14 @@ def test_bad_arguments_say_what_was_expected() -> None:
         ops.arnoldi_step(basis, *columns, w.float(), status, j)
     with pytest.raises(TypeError, match=r"status must be a tensor of torch.int32"):
         ops.arnoldi_step(basis, *columns, w, status.long(), j)
+    with pytest.raises(ValueError, match="x and probe come together"):
+        ops.arnoldi_step(basis, *columns, w, status, j, x=w)
+    with pytest.raises(ValueError, match=r"base must have shape \(3, 40\)"):
+        ops.arnoldi_step(basis, *columns, w, status, j, base=w[:, 1:])
+    with pytest.raises(ValueError, match=r"probe must be contiguous"):
+        ops.arnoldi_start(basis, w, x=w, probe=torch.empty(40, 3, dtype=w.dtype).t())
+    with pytest.raises(ValueError, match=r"step must be > 0, got 0"):
+        ops.arnoldi_start(basis, w, step=0.0)
     with pytest.raises(ValueError, match=r"column must lie in 0..4, got 5"):
         ops.arnoldi_step(basis, *columns, w, status, 5)
     with pytest.raises(ValueError, match="contiguous"):
