@@ -67,6 +67,18 @@ def bench_frank_wolfe(benchmark, scheme):
     race(benchmark, f"FrankWolfe-{scheme} SmallCNN batch 128", candidates, checked=False)
 
 
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def bench_gauss_newton(benchmark, classes):
+    """The trust-region step from K - 1 backwards, exact for this network, against m = 10 products of differences."""
+    torch.manual_seed(0)
+    model, batch = SmallCNN(classes=classes).eval(), 2 if benchmark.disabled else 128
+    x, y = torch.rand(batch, 1, 28, 28), torch.randint(0, classes, (batch,))
+    exact = SOAE(eps=0.2, variant="tr", steps=1, scheme="gn")
+    krylov = SOAE(eps=0.2, variant="tr", steps=1, max_dim=10)
+    candidates = {"gauss_newton": lambda: exact(model, x, y), "Krylov, m = 10": lambda: krylov(model, x, y)}
+    race(benchmark, f"SOAE-tr SmallCNN of {classes} classes, batch 128", candidates, checked=False)
+
+
 @pytest.mark.parametrize("variant", ["newton", "tr"])
 def bench_soae(benchmark, variant):
     """rtol 0, so that no product is saved: every candidate makes as many passes."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import ops
 from .ops import constants
 from .ops._arguments import Layout
+from .ops._dispatch import kernel
 
 _RCOND = {torch.float32: 1e-3, torch.float64: 1e-8}
 _SMALL = 2**25  # bytes
@@ -155,26 +156,14 @@ def gmres(
             history.append(beta.unsqueeze(0))
         turned = 0
         for j in range(max_dim):
-            if check_every is not None and j % check_every == 0 and not (status == constants.ACTIVE).any():
+            if check_every is not None and j % check_every == 0 and _nobody_active(status):
                 history.append(residual.expand(max_dim - j, -1))
                 break
             product.step(space, status, j)
             count = j + 1 - turned
             if count < block and j + 1 < max_dim:
                 continue
-            curve = ops.givens_step(
-                space.triangle,
-                space.rotations,
-                space.rhs,
-                space.iterations,
-                status,
-                space.hessenberg,
-                space.norms,
-                target,
-                column=turned,
-                count=count,
-                rcond=rcond,
-            )
+            curve = space.turn(status, target, turned, count, rcond)
             turned, residual = j + 1, curve[-1]
             history.append(curve)
             if stop == "subdiag":
@@ -237,20 +226,24 @@ def arnoldi(
     space = _Basis(layout.rows(b, "b"), max_dim)
     length, _ = space.start(product, layout.rows(b, "b"))
     status = torch.where(length > 0, constants.ACTIVE, constants.BREAKDOWN).int()
-    iterations = torch.zeros_like(status)
     tiny = _RCOND[b.dtype] if rcond is None else rcond
+    begun = [length > 0]  # of each column
     for j in range(max_dim):
-        active = status == constants.ACTIVE
-        if check_every is not None and j % check_every == 0 and not active.any():
+        if check_every is not None and j % check_every == 0 and _nobody_active(status):
             space.basis[:, j + 1 :] = 0.0
-            space.hessenberg[j:] = 0.0
+            space.hessenberg[j:], space.norms[j:] = 0.0, 0.0
             break
         product.step(space, status, j)
-        iterations += active & space.norms[j].isfinite()
-        further = space.hessenberg[j, j + 1] > tiny * space.norms[j]  # false where they are NaN
-        status.masked_fill_(~further, constants.BREAKDOWN)
+        begun.append(space.hessenberg[j, j + 1] > tiny * space.norms[j])  # false where they are NaN, or 0: not active
+        status = torch.where(begun[-1], constants.ACTIVE, constants.BREAKDOWN).int()
+    columns = torch.stack(begun[:max_dim])
+    iterations = (columns & space.norms[: len(columns)].isfinite()).sum(0, dtype=torch.int32)
     hessenberg = torch.where(space.hessenberg.isfinite(), space.hessenberg, 0.0)
     return ArnoldiResult(space.basis, hessenberg.permute(2, 1, 0), iterations, length, layout)
+
+
+def _nobody_active(status: Tensor) -> bool:
+    return bool(status.all())  # ACTIVE is 0
 
 
 @dataclass(frozen=True)
@@ -299,6 +292,10 @@ class _Basis:
         finite = beta.isfinite()
         return torch.where(finite, beta, 0.0), finite
 
+    def step(self, w: Tensor, status: Tensor, j: int, *difference: Any) -> None:
+        """One Arnoldi step. Past the checks of :func:`soatfast.ops.arnoldi_step`: between passes they take 1 %."""
+        kernel("arnoldi_step")(self.basis, self.hessenberg, self.norms, w, status, j, *difference)
+
 
 class _Space(_Basis):
     """All the state of a solve: allocated once, started anew in every cycle."""
@@ -316,6 +313,11 @@ class _Space(_Basis):
         self.rhs[0] = beta
         self.iterations.zero_()
         return beta, finite
+
+    def turn(self, status: Tensor, target: Tensor, column: int, count: int, rcond: float) -> Tensor:
+        """Columns into the triangle; the residuals (count, B)."""
+        state = (self.triangle, self.rotations, self.rhs, self.iterations, status)
+        return kernel("givens_step")(*state, self.hessenberg, self.norms, target, column, count, rcond)
 
 
 class _Product:
@@ -341,8 +343,7 @@ class _Product:
         return ops.arnoldi_start(space.basis, r)
 
     def step(self, space: _Basis, status: Tensor, j: int) -> None:
-        w = self(space.basis[:, j], status)
-        ops.arnoldi_step(space.basis, space.hessenberg, space.norms, w, status, j)
+        space.step(self(space.basis[:, j], status), status, j, None, None, None, 1.0)
 
     def _checked(self, w: Tensor, v: Tensor) -> Tensor:
         expected = (len(v), *self.layout.sample)
@@ -362,16 +363,14 @@ class _Differences(_Product):
         self.gradient = difference.gradient
         self.g0 = layout.rows(difference.g0, "g0")
         x = layout.rows(difference.x, "x")
-        self.probe = torch.empty_like(x)
-        self.probed: dict[str, Any] = {"x": x, "probe": self.probe, "step": difference.h}
+        self.x, self.probe, self.h = x, torch.empty_like(x), float(difference.h)
 
     def start(self, space: _Basis, r: Tensor) -> Tensor:
-        return ops.arnoldi_start(space.basis, r, **self.probed)
+        return ops.arnoldi_start(space.basis, r, x=self.x, probe=self.probe, step=self.h)
 
     def step(self, space: _Basis, status: Tensor, j: int) -> None:
         g = self._checked(self.gradient(self.layout.restore(self.probe)), self.probe)
-        state = (space.basis, space.hessenberg, space.norms)
-        ops.arnoldi_step(*state, g, status, j, base=self.g0, **self.probed)
+        space.step(g, status, j, self.g0, self.x, self.probe, self.h)
 
 
 def _product(matvec: Callable[..., Tensor], layout: Layout, compact: bool) -> _Product:

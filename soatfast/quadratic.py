@@ -11,15 +11,16 @@ import math
 import torch
 from torch import Tensor
 
-_BISECTIONS = 100  # halves 1 to below the last bit of float64 twice over
+_NEWTON = 14  # two more than problems over 12 orders of magnitude in 1 to 50 dimensions need to the last bit
 
 
 def trust_region(t: Tensor, c: Tensor, radius: float | Tensor) -> Tensor:
     r"""argmax of <c, z> + 1/2 <z, T z> over ||z||_2 <= radius, for each of a batch.
 
     The maximiser solves (lam I - T) z = c with lam >= max(lam_max(T), 0), and lam = 0 or ||z|| = radius (More and
-    Sorensen 1983). lam is bisected between max(lam_max, 0) and that plus ||c|| / radius. Where c has no part along the
-    top eigenvector and what is left does not reach the sphere (the hard case), the top eigenvector fills it up.
+    Sorensen 1983). lam is found by Newton's method on 1 / ||z(lam)||, which is concave in it, from the left: no step
+    goes too far. Where c has no part along the top eigenvector and what is left does not reach the sphere (the hard
+    case), the top eigenvector fills it up.
 
     Args:
         t: (B, k, k) symmetric; only its symmetric part is used.
@@ -45,21 +46,22 @@ def trust_region(t: Tensor, c: Tensor, radius: float | Tensor) -> Tensor:
     floor = values[:, -1:].clamp_min(0.0)
     gap = floor - values  # >= 0
     size = torch.linalg.vector_norm(a, dim=1, keepdim=True)
-    tiny = 1e-14 * torch.maximum(gap.amax(1, keepdim=True), size / reach.clamp_min(1e-300)).clamp_min(1e-300)
-
-    def point(shift: Tensor) -> Tensor:
-        return a / (gap + shift).clamp_min(1e-300)
-
-    low = torch.zeros_like(size)
-    high = size / reach.clamp_min(1e-300)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        outside = torch.linalg.vector_norm(point(middle), dim=1, keepdim=True) > reach
-        low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+    safe = reach.clamp_min(1e-300)
+    tiny = 1e-14 * torch.maximum(gap.amax(1, keepdim=True), size / safe).clamp_min(1e-300)
+    inside = torch.linalg.vector_norm(a / (gap + tiny), dim=1, keepdim=True) <= reach
+    # No entry of z alone leaves the ball: a shift below the one sought, where ||z|| <= sqrt(k) radius.
+    shift = torch.maximum((a.abs() / safe - gap).amax(1, keepdim=True), tiny)
+    for _ in range(_NEWTON):
+        damped = gap + shift
+        squares = (a / damped).square()
+        norm2 = squares.sum(1, keepdim=True)
+        slope = (squares / damped).sum(1, keepdim=True).clamp_min(1e-300)
+        shift = shift + (norm2.sqrt() / safe - 1).clamp_min(0) * norm2 / slope
     # Inside already at the floor: an interior maximum where T < 0, else the hard case.
-    z = torch.where(gap + high > tiny, point(high), 0.0)
+    damped = gap + torch.where(inside, 0.0, shift)
+    z = torch.where(damped > tiny, a / damped.clamp_min(1e-300), 0.0)
     missing = (reach.square() - z.square().sum(1, keepdim=True)).clamp_min(0.0).sqrt()
-    hard = (high <= tiny) & (values[:, -1:] >= 0)
+    hard = inside & (values[:, -1:] >= 0)
     top = torch.zeros_like(z)
     top[:, -1:] = torch.where(a[:, -1:] < 0, -missing, missing)
     z = torch.where(hard, z + top, z)

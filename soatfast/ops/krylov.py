@@ -27,7 +27,7 @@ def _checked(like: Tensor, shapes: Mapping[str, tuple[Tensor, tuple[int, ...]]])
         dtype = torch.int32 if name in _WHOLE else like.dtype
         if not isinstance(t, Tensor) or t.dtype != dtype:
             raise TypeError(f"{name} must be a tensor of {dtype}, got {getattr(t, 'dtype', type(t).__name__)}")
-        if tuple(t.shape) != shape:
+        if t.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(t.shape)}")
         if t.device != like.device:
             raise ValueError(f"{name} is on {t.device}, expected {like.device}")
