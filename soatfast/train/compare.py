@@ -25,7 +25,7 @@ from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
 from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task
-from soatfast.train.models import build_model
+from soatfast.train.models import build_model, model_options
 from soatfast.train.progress import Progress
 from soatfast.train.trainer import TrainConfig, TrainResult, train
 
@@ -136,7 +136,8 @@ def _run(
     progress.stage(f"{label}, training", 2 * index, 2 * total)
     task = _task(config, data)
     torch.manual_seed(seed)
-    model = build_model(config.model, data.shape[0], data.classes, **_model_options(config, data))
+    options = model_options(config.model, config.width, data.shape[-1])
+    model = build_model(config.model, data.shape[0], data.classes, **options)
     training = dataclasses.replace(config.train, seed=seed)
     folder = config.run_dir / name / f"seed-{seed}"
     loss = _suited(METHODS[name].loss(task), model)
@@ -151,11 +152,6 @@ def _run(
 def _task(config: CompareConfig, data: Data) -> Task:
     samples = len(data.train)  # type: ignore[arg-type]
     return Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
-
-
-def _model_options(config: CompareConfig, data: Data) -> dict[str, int]:
-    options = {} if config.width is None else {"width": config.width}
-    return {**options, "size": data.shape[-1]} if config.model == "small-cnn" else options
 
 
 def _evaluate(

@@ -175,3 +175,9 @@ def build_model(name: str, in_channels: int, classes: int, **options: int) -> nn
     if in_channels < 1 or classes < 2:
         raise ValueError(f"expected in_channels >= 1 and classes >= 2, got {in_channels} and {classes}")
     return MODELS[name](in_channels=in_channels, classes=classes, **options)
+
+
+def model_options(name: str, width: int | None, size: int) -> dict[str, int]:
+    """Options of :func:`build_model`: a width that is given, and the image size of a small CNN."""
+    options = {} if width is None else {"width": width}
+    return {**options, "size": size} if name == "small-cnn" else options
