@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class CurvatureConfig:
     """The first so many held-out samples."""
     max_dim: int = 20
     """Lanczos steps: Hessian-vector products for each sample."""
+    scheme: Literal["exact", "fe", "cd"] = "exact"
+    """How they are made. Differences in float32 take half the time, and on the demo's standard model a median of 0.039
+    in place of 0.024: their steps cross kinks of the ReLUs."""
     seed: int = 0
     """Which of a method's trainings, and the random start vectors."""
 
@@ -66,7 +69,7 @@ def curvature(config: CurvatureConfig, progress: Progress | None = None) -> Tabl
     for index, name in enumerate(names):
         progress.stage(METHODS[name].label, index, len(names))
         values[name] = _values(config, made, name, x, y, data.classes)
-    table = _table(values, config.max_dim, count)
+    table = _table(values, config, count)
     found = {name: value.tolist() for name, value in values.items()}
     checkpoint.write_json(config.run_dir / "curvature.json", {"config": checkpoint.describe(config), "values": found})
     checkpoint.write_text(config.run_dir / "curvature.md", table.to_markdown())
@@ -78,22 +81,23 @@ def _values(config: CurvatureConfig, made: dict[str, Any], name: str, x: Tensor,
     weights = config.run_dir / name / f"seed-{config.seed}" / checkpoint.WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights} is not there: {name} was not trained with seed {config.seed}")
-    options = model_options(made["model"], made.get("width"), x.shape[-1])  # a folder of an older version has no width
-    model = build_model(made["model"], x.shape[1], classes, **options)
+    size = model_options(made["model"], made.get("width"), x.shape[-1])  # a folder of an older version has no width
+    model = build_model(made["model"], x.shape[1], classes, **size)
     checkpoint.load_weights(model, weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(config.seed)
     parts = []
     with InputGradient(model.to(device)) as oracle:
         for some, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+            some, labels = some.to(device), labels.to(device)
             pair = top_eigenpair(
-                oracle, some.to(device), labels.to(device), max_dim=config.max_dim, generator=generator
+                oracle, some, labels, max_dim=config.max_dim, scheme=config.scheme, generator=generator
             )
             parts.append(pair.value.cpu())
     return torch.cat(parts)
 
 
-def _table(values: dict[str, Tensor], max_dim: int, count: int) -> Table:
+def _table(values: dict[str, Tensor], config: CurvatureConfig, count: int) -> Table:
     columns = [
         Column("method", "method"),
         Column("median", "median", 3),
@@ -113,7 +117,7 @@ def _table(values: dict[str, Tensor], max_dim: int, count: int) -> Table:
         rows.append(row)
     note = (
         f"Largest eigenvalue of the Hessian of the cross-entropy by the input, {count} held-out samples; Lanczos with "
-        f"{max_dim} finite-difference products."
+        f"{config.max_dim} products ({config.scheme})."
     )
     return Table("curvature", columns, rows, note)
 
@@ -126,14 +130,14 @@ def _picture(path: Path, values: dict[str, Tensor]) -> None:
     figure = Figure(figsize=(7.2, 4.4), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    floor = 1e-4 * max(float(value.max()) for value in values.values())
+    floor = 1e-6 * max(float(value.max()) for value in values.values())
     for name, value in values.items():
         ordered = value.clamp_min(floor).sort().values
         share = 100 * (1 - torch.arange(len(ordered)) / len(ordered))
         colour = PALETTE[list(METHODS).index(name) % len(PALETTE)]
         axis.step(ordered.numpy(), share.numpy(), where="post", label=METHODS[name].label, color=colour, linewidth=1.8)
     axis.set_xscale("log")
-    axis.set_xlabel(f"largest eigenvalue of the input Hessian (up to {floor:.1g} in one place)")
+    axis.set_xlabel(f"largest eigenvalue of the input Hessian (smaller than {floor:.1g}: drawn there)")
     axis.set_ylabel("samples at least as curved (%)")
     axis.set_ylim(0, 101)
     axis.grid(color="#DDDDDD", linewidth=0.7)
