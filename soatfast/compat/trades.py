@@ -35,7 +35,8 @@ def trades_loss(
     A script that has ``from trades import trades_loss`` needs ``from soatfast.compat.trades import trades_loss``
     instead, and gets what it had, up to rounding: the value and the parameters' gradients under the same seed, the
     random numbers consumed, the running statistics of batch norm, the model in train mode, the optimiser's gradients
-    cleared. :class:`~soatfast.losses.TRADES` is the same loss for new scripts.
+    cleared. (In float32 rounding turns signs of tiny gradients, and a training goes its own way after some steps, as it
+    does with another number of threads.) :class:`~soatfast.losses.TRADES` is the same loss for new scripts.
 
     x' starts at x + 0.001 N(0, I), whose random numbers come from the CPU generator on every device, and takes
     ``perturb_steps`` steps in eval mode. "l_inf": of ``step_size``, in the ball of radius ``epsilon``. "l_2": of
@@ -146,7 +147,7 @@ def _update_again(norms: list[_BatchNorm], before: list[list[Tensor]], after: li
     for norm, (*old, first), (*new, second) in zip(norms, before, after, strict=True):
         assert norm.momentum is not None  # None has its own branch
         mean, variance, batches = _buffers(norm)
-        keep = (1 - norm.momentum) ** (second - first)
+        keep = (1 - norm.momentum) ** (second - first).to(mean.dtype)
         # .data: the graphs of the two forwards have saved this version of the buffers
         mean.data.copy_(new[0] + keep * (mean - old[0]))
         variance.data.copy_(new[1] + keep * (variance - old[1]))
