@@ -42,6 +42,19 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.gather(1, rival) - logits.gather(1, label)).squeeze(1)
 
 
+def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
+    r"""KL(softmax(clean) || softmax(adversarial)) per sample, of logits (B, K), in nats; differentiable in both.
+
+    sum_k p_k (log p_k - log q_k) in logarithms, so that a p_k that underflows to 0 gives a value and gradients of 0.
+
+    >>> import torch
+    >>> kl_divergence(torch.tensor([[0.0, 0.0], [200.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.0]]))
+    tensor([0.0000, 0.6931])
+    """
+    p, q = clean.log_softmax(1), adversarial.log_softmax(1)
+    return (p.exp() * (p - q)).sum(1)
+
+
 def cross_entropy_derivative(logits: Tensor, y: Tensor) -> Tensor:
     label = y.unsqueeze(1)
     derivative = logits.softmax(1).scatter_(1, label, 0.0)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from soatfast.attacks import PGD
 from soatfast.gradients import count_passes
-from soatfast.losses import SCORPIO, AdversarialTraining
+from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining
 from tests.nets import batch, conv_net, relu_net
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
@@ -42,12 +42,24 @@ def different_numbers_of_steps(rank: int) -> None:
 def gradients_are_the_mean_over_ranks(rank: int) -> None:
     x, y = batch(n=8)
     halves = (slice(0, 4), slice(4, 8))
-    for loss in (SCORPIO(eps=0.2), SCORPIO(eps=0.2, mode="keep"), SCORPIO(eps=0.2, mode="keep", strength=1.0)):
+    losses = [
+        SCORPIO(eps=0.2),
+        SCORPIO(eps=0.2, mode="keep"),
+        SCORPIO(eps=0.2, mode="keep", strength=1.0),
+        TRADES(eps=0.2, steps=2),
+        TRADES(eps=0.2, steps=2, mode="keep"),
+        MART(eps=0.2, steps=2),
+        SORA(eps=0.2, gain=100.0),  # the whole step, whatever rho
+    ]
+    for loss in losses:
         alone = relu_net()
-        sum(loss(alone, x[half], y[half]) for half in halves).div(2).backward()
+        for half in halves:
+            torch.manual_seed(0)  # the same start in both halves, as on both ranks
+            loss(alone, x[half], y[half]).div(2).backward()
         model = DistributedDataParallel(relu_net())
         for _ in range(2):  # the reducer is ready for a second step
             model.zero_grad()
+            torch.manual_seed(0)
             loss(model, x[halves[rank]], y[halves[rank]]).backward()
         for p, q in zip(model.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad)

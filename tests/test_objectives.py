@@ -78,3 +78,34 @@ def test_bad_objective():
         objectives.resolve("crossentropy")
     with pytest.raises(ValueError, match="objective must return shape"):
         objectives.resolve(lambda z, y: z.sum())[1](torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+@given(st.integers(1, 5), st.integers(2, 7), st.floats(0.1, 30), st.integers(0, 10**6))
+def test_kl_divergence_equals_torch_in_value_and_gradients(rows, classes, scale, seed):
+    torch.manual_seed(seed)
+    z, w = (scale * torch.randn(2, rows, classes, dtype=torch.float64)).requires_grad_().unbind()
+    value = objectives.kl_divergence(z, w)
+    expected = F.kl_div(w.log_softmax(1), z.log_softmax(1), reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(value, expected)
+    assert (value >= -1e-12).all() and (objectives.kl_divergence(z, z) == 0).all()
+    for leaf in (z, w):
+        (a,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+        (b,) = torch.autograd.grad(expected.sum(), leaf, retain_graph=True)
+        torch.testing.assert_close(a, b)
+
+
+def test_kl_divergence_is_quadratic_nearby():
+    """1/2 d^T S d with S = diag(p) - p p^T."""
+    torch.manual_seed(0)
+    z, d = torch.randn(4, 5, dtype=torch.float64), 1e-4 * torch.randn(4, 5, dtype=torch.float64)
+    p = z.softmax(1)
+    expected = 0.5 * ((p * d * d).sum(1) - (p * d).sum(1) ** 2)
+    torch.testing.assert_close(objectives.kl_divergence(z, z + d), expected, rtol=1e-3, atol=0)
+
+
+def test_kl_divergence_of_a_probability_that_underflows():
+    z, w = torch.tensor([[300.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 1.0]], requires_grad=True)
+    value = objectives.kl_divergence(z, w)
+    value.sum().backward()
+    torch.testing.assert_close(value, w.detach().logsumexp(1))
+    assert z.grad.tolist() == [[0, 0]] and w.grad.isfinite().all()

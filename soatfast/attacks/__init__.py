@@ -4,7 +4,8 @@ from .base import Attack
 from .fgsm import FGSM
 from .frank_wolfe import FrankWolfe
 from .haat import HAAT
+from .near import NearPGD
 from .pgd import PGD
 from .soae import SOAE
 
-__all__ = ["FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe"]
+__all__ = ["FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe", "NearPGD"]

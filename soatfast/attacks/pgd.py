@@ -97,7 +97,7 @@ class PGD(Attack):
         return x_adv if kept is None else kept.x_adv
 
     def _attempt(self, oracle: InputGradient, x: Tensor, y: Tensor, kept: _Strongest | None) -> Tensor:
-        alpha = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        alpha = self._alpha()
         x_adv = self._start(x) if self.random_start else x
         for _ in range(self.steps):
             if kept is None:
@@ -107,6 +107,9 @@ class PGD(Attack):
                 kept.offer(x_adv, loss, oracle.fooled(y))
             x_adv = self._step(x_adv, g, x, alpha)
         return x_adv
+
+    def _alpha(self) -> float | Tensor:
+        return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
 
     def _start(self, x: Tensor) -> Tensor:
         """A point uniform in the ball, then clamped to the box."""

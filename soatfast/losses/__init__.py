@@ -2,6 +2,9 @@
 
 from .adversarial import AdversarialTraining
 from .base import CrossEntropy, Loss
+from .mart import MART
 from .scorpio import SCORPIO
+from .sora import SORA, SORAState
+from .trades import TRADES
 
-__all__ = ["SCORPIO", "AdversarialTraining", "CrossEntropy", "Loss"]
+__all__ = ["MART", "SCORPIO", "SORA", "TRADES", "AdversarialTraining", "CrossEntropy", "Loss", "SORAState"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -65,12 +66,29 @@ def attacked(
     return attack(model, x, y) if memory is None else attack.replay(model, x, y, memory, index, moves)
 
 
-def sample_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy (B,) of a training forward, in float32 or wider."""
+def training_logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Logits (B, K) of a training forward, in float32 or wider."""
     logits = model(x)
     check_logits(logits, len(x))
     check_labels(y, logits.shape[1])
-    return cross_entropy(logits if logits.dtype.itemsize > 4 else logits.float(), y)
+    return wide(logits)
+
+
+def wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype.itemsize > 4 else logits.float()
+
+
+def sample_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy (B,) of a training forward, in float32 or wider."""
+    return cross_entropy(training_logits(model, x, y), y)
+
+
+def check_weight(value: object, name: str) -> None:
+    """Raise unless the value is a finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
 
 
 def mean(losses: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from soatfast import ops
+from soatfast.alignment import pert_align
 from soatfast.attacks import FGSM, PGD, Attack
 from soatfast.attacks.base import check_batch, check_radius, check_steps
 from soatfast.passes import Passes, passes_of
@@ -180,7 +180,7 @@ class OverfittingGuard:
             x_adv = one_step.run(oracle, x, y, g)
             h = oracle.gradient(x_adv, y)
             right &= ~oracle.fooled(y)
-            align = float((_unit(g) * _unit(h)).flatten(1).sum(1).mean())
+            align = float(pert_align(g, h))
             kept = int(right.sum())
             if align >= self.align or kept < self.least:
                 return align, kept, -1
@@ -204,11 +204,6 @@ class OverfittingGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.alarmed = bool(state["alarmed"])
-
-
-def _unit(g: Tensor) -> Tensor:
-    """g / ||g||_2 in float32 or wider; 0 where g is 0, and no underflow of the norm of tiny gradients."""
-    return ops.lmo(g.float() if g.dtype in (torch.float16, torch.bfloat16) else g, 2, 1.0)
 
 
 def _radius(eps: float | Tensor) -> float:

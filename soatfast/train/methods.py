@@ -13,7 +13,7 @@ from accelerate import PartialState
 from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
 from soatfast.crops import CropFlip
 from soatfast.evaluate.autoattack import AutoAttack
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
+from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy, Loss
 from soatfast.memory import PerturbationMemory
 
 
@@ -65,7 +65,7 @@ def _soat(variant: Literal["newton", "tr"]) -> Callable[[Task], Loss]:
 
 
 # mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
-# For a model that has one, `suited` makes it "eval".
+# For a model that has one, `_suited` makes it "eval", but for SORA, whose two gradients must be of one function.
 METHODS: dict[str, Method] = {
     "standard": Method("standard", lambda t: CrossEntropy()),
     "pgd10": Method("PGD-10 training", _pgd(10)),
@@ -98,6 +98,9 @@ METHODS: dict[str, Method] = {
         "HAAT, 2 steps of 5 passes",
         lambda t: AdversarialTraining(HAAT(eps=t.eps, p=t.p, steps=2, power=4, step_size=t.eps / 2, mode="keep")),
     ),
+    "trades": Method("TRADES, 10 steps", lambda t: TRADES(eps=t.eps, p=t.p, steps=10, beta=6.0, mode="keep")),
+    "mart": Method("MART, 10 steps", lambda t: MART(eps=t.eps, p=t.p, steps=10, beta=5.0, mode="keep")),
+    "sora": Method("SORA, 1 adaptive step", lambda t: SORA(eps=t.eps, p=t.p)),
 }
 DEMO = ("standard", "pgd10", "scorpio", "pgd4", "replay")
 BASELINE = "pgd10"

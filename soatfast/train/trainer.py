@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from soatfast.crops import CropFlip
 from soatfast.gradients import count_passes
-from soatfast.losses import Loss
+from soatfast.losses import Loss, SORAState
 from soatfast.memory import PerturbationMemory
 from soatfast.train import checkpoint
 from soatfast.train.data import Batch, Batches, Data
@@ -129,17 +129,21 @@ class _State:
     history: list[dict[str, Any]] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
     guard: OverfittingGuard | None = None
+    loss: SORAState | None = None
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("epoch", "seconds", "passes", "history")}
         guard = None if self.guard is None else self.guard.state_dict()
-        return {**values, "generators": [g.get_state() for g in self.generators], "guard": guard}
+        loss = None if self.loss is None else self.loss.state_dict()
+        return {**values, "generators": [g.get_state() for g in self.generators], "guard": guard, "loss": loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("epoch", "seconds", "passes", "history"):
             setattr(self, name, state[name])
         if self.guard is not None:
             self.guard.load_state_dict(state["guard"])
+        if self.loss is not None:
+            self.loss.load_state_dict(state["loss"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
 
@@ -204,10 +208,12 @@ def train(
         data.train, config.batch_size, config.seed, accelerator.device, rank, world, config.augment, shards
     )
     guard = _guard(loss, data, config, accelerator)
-    state = _State(generators=list(checkpoint.generators(loss)), guard=guard)
+    state = _State(generators=list(checkpoint.generators(loss)), guard=guard, loss=getattr(loss, "state", None))
     if not saved:
         if memory is not None:
             memory.reset()
+        if state.loss is not None:
+            state.loss.reset()
         state.passes = _count(model, _with_fraction(loss, config.eps_fraction(0)), batches, config, accelerator)
     accelerator.register_for_checkpointing(state)
     wrapped, optimizer = accelerator.prepare(model, _optimizer(model, config))
@@ -304,13 +310,16 @@ def _count(
 
 @contextmanager
 def _states_kept(loss: Loss, batch: Batch) -> Iterator[None]:
-    """Random states and the loss's memory of the batch are as before afterwards."""
+    """Random states, the loss's own state and its memory of the batch are as before afterwards."""
     own = [(generator, generator.get_state()) for generator in checkpoint.generators(loss)]
-    memory = getattr(loss, "memory", None)
+    memory, state = getattr(loss, "memory", None), getattr(loss, "state", None)
+    figures = None if state is None else state.state_dict()
     with torch.random.fork_rng(), nullcontext() if memory is None else memory.kept(batch.index):
         yield
-    for generator, state in own:
-        generator.set_state(state)
+    for generator, saved in own:
+        generator.set_state(saved)
+    if state is not None:
+        state.load_state_dict(figures)
 
 
 def _layout(batches: Iterator[Batch], config: TrainConfig) -> Iterator[Batch]:

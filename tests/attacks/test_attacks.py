@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
+from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe, NearPGD
 from soatfast.attacks.base import Attack, round_towards
 from soatfast.gradients import count_passes
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
+from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy
 from tests.nets import batch, conv_net, relu_net, smooth_net
 
 ATTACKS = [
@@ -26,6 +26,9 @@ ATTACKS = [
     PGD(eps=0.1, steps=2, restarts=2, best=True),
     PGD(eps=0.1, steps=2, restarts=3),
     PGD(eps=0.5, p=2, steps=2, best=True, targeted=True),
+    NearPGD(eps=0.1, steps=3),
+    NearPGD(eps=0.5, p=2, steps=3),
+    NearPGD(eps=0.1, steps=2, noise=0.0, random_start=False, best=True),
     FrankWolfe(eps=0.1, steps=2),
     FrankWolfe(eps=0.1, scheme="cd", init="lmo"),
     FrankWolfe(eps=0.5, p=2, steps=3, scheme="exact"),
@@ -194,7 +197,7 @@ def test_plain_callable_as_model(deterministic):
     assert torch.equal(deterministic(lambda x: model(x), x, y), deterministic(model, x, y))
 
 
-CLASSES = [FGSM, PGD, FrankWolfe]
+CLASSES = [FGSM, PGD, NearPGD, FrankWolfe]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -227,6 +230,8 @@ def test_bad_fields(cls, fields, error, message):
         (lambda: PGD(restarts=0), ValueError, "restarts must be at least 1"),
         (lambda: PGD(step_size=-1.0), ValueError, "step_size must be finite and >= 0"),
         (lambda: PGD(p=3), ValueError, "p must be 1, 2 or math.inf for PGD, got 3"),
+        (lambda: NearPGD(p=1), ValueError, "p must be 2 or math.inf for NearPGD, got 1"),
+        (lambda: NearPGD(noise=-1.0), ValueError, "noise must be finite and >= 0, got -1.0"),
         (lambda: FrankWolfe(steps=0), ValueError, "steps must be at least 1"),
         (lambda: FrankWolfe(scheme="euler"), ValueError, "scheme must be"),
         (lambda: FrankWolfe(init="zero"), ValueError, "init must be"),
@@ -262,6 +267,10 @@ USERS = [
     ("CrossEntropy", CrossEntropy()),
     ("SCORPIO", SCORPIO()),
     ("SCORPIO-shared", SCORPIO(mode="keep")),
+    ("TRADES", TRADES(steps=2)),
+    ("TRADES-shared", TRADES(steps=2, mode="keep")),
+    ("MART", MART(steps=2)),
+    ("SORA", SORA()),
 ]
 
 

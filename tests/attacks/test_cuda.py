@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from soatfast.attacks import FrankWolfe
+from soatfast.compat.trades import trades_loss
 from soatfast.gradients import count_passes
-from soatfast.losses import SCORPIO
+from soatfast.losses import MART, SCORPIO, SORA, TRADES
 from soatfast.memory import PerturbationMemory
 from tests.attacks.test_attacks import ATTACKS, DETERMINISTIC, name
 from tests.nets import batch, conv_net, relu_net
@@ -48,6 +49,32 @@ def test_training_step_leaves_the_model_in_its_mode(mode):
     SCORPIO(eps=0.1, mode=mode)(model, x.cuda(), y.cuda()).backward()
     assert all(m.training for m in model.modules())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss", [TRADES(eps=0.1), TRADES(eps=0.1, mode="keep"), MART(eps=0.1), SORA(eps=0.1)], ids=str)
+def test_a_training_step_never_waits_for_the_device(loss, no_synchronisation):
+    model, (x, y) = conv_net().train().cuda(), batch(n=8, shape=(3, 8, 8), dtype=torch.float32)
+    x, y = x.cuda(), y.cuda()
+    loss(model, x, y).backward()  # loads and compiles what it needs
+    no_synchronisation()
+    value = loss(model, x, y)
+    value.backward()
+    torch.cuda.set_sync_debug_mode("default")
+    assert value.isfinite() and all(m.training for m in model.modules())
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("distance", ["l_inf", "l_2"])
+def test_trades_loss_is_that_of_the_cpu(distance):
+    """The start comes from the CPU generator, as the authors' does."""
+    x, y = batch()
+    values = []
+    for device in ("cpu", "cuda"):
+        model = relu_net().to(device)
+        torch.manual_seed(0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        values.append(trades_loss(model, x.to(device), y.to(device), optimizer, distance=distance).cpu())
+    torch.testing.assert_close(*values)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

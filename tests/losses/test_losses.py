@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from soatfast.attacks import FGSM, PGD, FrankWolfe
 from soatfast.gradients import count_passes
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
+from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy
 from soatfast.passes import Passes
 from tests.nets import batch, conv_net, relu_net, slow_frank_wolfe, slow_gradient, smooth_net
 
@@ -28,6 +28,13 @@ LOSSES = [
     SCORPIO(eps=0.1, mode="keep", scheme="exact"),
     SCORPIO(eps=0.1, mode="keep", strength=1.0),
     SCORPIO(eps=0.1, mode="keep", recycle=False),
+    TRADES(eps=0.1),
+    TRADES(eps=0.5, p=2, steps=2, mode="train"),
+    TRADES(eps=0.1, steps=3, mode="keep"),
+    MART(eps=0.1),
+    MART(eps=0.5, p=2, steps=2, mode="keep"),
+    SORA(eps=0.1),
+    SORA(eps=0.5, p=2, mode="eval"),
 ]
 
 
@@ -134,7 +141,7 @@ def test_model_keeps_its_mode_and_empty_batches_give_zero(loss):
 def test_with_eps(loss):
     smaller = loss.with_eps(0.01)
     assert type(smaller) is type(loss)
-    if isinstance(loss, SCORPIO):
+    if hasattr(loss, "eps"):
         assert smaller.eps == 0.01 and dataclasses.replace(smaller, eps=loss.eps) == loss
     elif isinstance(loss, AdversarialTraining):
         assert smaller.attack.eps == 0.01 and smaller.with_eps(loss.attack.eps) == loss

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import sys
 from types import ModuleType
 from unittest import mock
@@ -256,12 +257,24 @@ def test_describe_is_json():
 
 def test_attacks_run_in_eval_mode_where_train_mode_changes_the_model():
     resnet, cnn = build_model("resnet18", 3, 10, width=4), build_model("small-cnn", 1, 10)
-    for name in ("pgd10", "scorpio", "pgd4", "replay", "atta", "scorpio-replay"):
+    for name in ("pgd10", "scorpio", "pgd4", "replay", "atta", "scorpio-replay", "trades", "mart"):
         loss = METHODS[name].loss(TASK)
         assert _suited(loss, cnn) is loss
         suited = _suited(loss, resnet)
         assert getattr(suited, "mode", None) == "eval" or suited.attack.mode == "eval"
     assert _suited(CrossEntropy(), resnet) == CrossEntropy()
+    assert _suited(METHODS["sora"].loss(TASK), resnet).mode == "keep", "both its gradients are of one function"
+
+
+@pytest.mark.parametrize("p", [math.inf, 2])
+def test_trades_mart_and_sora_are_trained(tmp_path, p):
+    config = dataclasses.replace(TINY, run_dir=tmp_path, methods=("trades", "mart", "sora"), eps=0.1, p=p)
+    table = compare(config)
+    counted = [(r["forward"], r["backward_input"], r["backward_parameters"]) for r in table.rows]
+    assert counted == [(12, 10, 1), (12, 10, 1), (2, 1, 1)]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["methods"]["sora"]["loss"]["state"] == "SORAState(start=0.99, decay=0.95)"
+    assert not {"trades", "mart", "sora"} & set(DEMO)
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from soatfast.attacks import PGD
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
+from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy, Loss
 from soatfast.train import RunFolderError, TrainConfig, UserError, checkpoint, train
 from soatfast.train.progress import Progress
 from tests.train.conftest import make_data, make_model, same, weights
@@ -35,6 +35,10 @@ def test_training_lowers_the_loss_and_reports(tmp_path):
         (PGD_LOSS, 3, 2, 1),
         (SCORPIO(eps=0.1, steps=3), 6, 4, 1),
         (SCORPIO(eps=0.1, steps=3, mode="keep"), 5, 3, 2),
+        (TRADES(eps=0.1, steps=3), 6, 3, 1),
+        (TRADES(eps=0.1, steps=3, mode="keep"), 5, 3, 1),
+        (MART(eps=0.1, steps=3), 5, 3, 1),
+        (SORA(eps=0.1), 2, 1, 1),
     ],
 )
 def test_passes_are_counted_on_a_copy(tmp_path, loss, forward, backward_input, backward_parameters):
@@ -48,7 +52,7 @@ def test_passes_are_counted_on_a_copy(tmp_path, loss, forward, backward_input, b
     declared = dataclasses.asdict(loss.passes(10))
     assert result.passes == declared
     batches = model[1].num_batches_tracked - before["1.num_batches_tracked"]
-    assert batches == 4 * (2 if isinstance(loss, SCORPIO) else 1), "the counting step left a trace"
+    assert batches == 4 * (2 if isinstance(loss, (SCORPIO, TRADES, MART)) else 1), "the counting step left a trace"
 
 
 def test_eps_ramp_reaches_the_loss(tmp_path):
@@ -86,6 +90,18 @@ def test_attack_with_its_own_generator_resumes_exactly(tmp_path):
     interrupted(tmp_path / "cut", Interrupt(step=6), loss())
     _, got, _ = resumed(tmp_path / "cut", loss())
     assert same(got, expected)
+
+
+@pytest.mark.parametrize("step", [2, 6, 11])
+def test_the_state_of_sora_is_reset_and_resumes_exactly(tmp_path, step):
+    loss = SORA(eps=0.1)
+    _, expected = whole(tmp_path / "whole", loss)
+    state = loss.state.state_dict()
+    assert state != SORA().state.state_dict()
+    interrupted(tmp_path / "cut", Interrupt(step=step), loss)  # which begins with the state of another training
+    other = SORA(eps=0.1)
+    _, got, _ = resumed(tmp_path / "cut", other) if step >= 4 else (*whole(tmp_path / "cut", other), [])
+    assert same(got, expected) and other.state.state_dict() == state
 
 
 def test_sgd_with_momentum_and_schedule_resumes_exactly(tmp_path):
