@@ -1,5 +1,6 @@
 """Attacks: frozen dataclasses, ``attack(model, x, y) -> x_adv``."""
 
+from .asod import ASOD
 from .base import Attack
 from .fgsm import FGSM
 from .frank_wolfe import FrankWolfe
@@ -7,4 +8,4 @@ from .haat import HAAT
 from .pgd import PGD
 from .soae import SOAE
 
-__all__ = ["FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe"]
+__all__ = ["ASOD", "FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe"]
