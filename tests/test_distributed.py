@@ -11,10 +11,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from soatfast.attacks import PGD
 from soatfast.gradients import count_passes
-from soatfast.losses import SCORPIO, AdversarialTraining
+from soatfast.losses import CURE, LLR, SCORPIO, SOAR, STN, AdversarialTraining, InputGradientPenalty
 from tests.nets import batch, conv_net, relu_net
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+
+LOSSES = [
+    SCORPIO(eps=0.2),
+    SCORPIO(eps=0.2, mode="keep"),
+    SCORPIO(eps=0.2, mode="keep", strength=1.0),
+    CURE(),
+    CURE(mode="keep"),
+    SOAR(eps=0.2, strength=0.0, start="x"),  # its noise differs from rank to rank
+    InputGradientPenalty(mode="keep"),
+    InputGradientPenalty(variant="difference"),
+    LLR(eps=0.2, strength=0.0, mu=0.0, mode="keep"),
+    STN(sigma=0.0),
+]
 
 
 def work(rank: int, folder: str) -> None:
@@ -42,7 +55,7 @@ def different_numbers_of_steps(rank: int) -> None:
 def gradients_are_the_mean_over_ranks(rank: int) -> None:
     x, y = batch(n=8)
     halves = (slice(0, 4), slice(4, 8))
-    for loss in (SCORPIO(eps=0.2), SCORPIO(eps=0.2, mode="keep"), SCORPIO(eps=0.2, mode="keep", strength=1.0)):
+    for loss in LOSSES:
         alone = relu_net()
         sum(loss(alone, x[half], y[half]) for half in halves).div(2).backward()
         model = DistributedDataParallel(relu_net())

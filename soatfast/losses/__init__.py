@@ -2,6 +2,21 @@
 
 from .adversarial import AdversarialTraining
 from .base import CrossEntropy, Loss
+from .cure import CURE
+from .gradient_penalty import InputGradientPenalty
+from .llr import LLR
 from .scorpio import SCORPIO
+from .soar import SOAR
+from .stn import STN
 
-__all__ = ["SCORPIO", "AdversarialTraining", "CrossEntropy", "Loss"]
+__all__ = [
+    "CURE",
+    "LLR",
+    "SCORPIO",
+    "SOAR",
+    "STN",
+    "AdversarialTraining",
+    "CrossEntropy",
+    "InputGradientPenalty",
+    "Loss",
+]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from soatfast.attacks import FGSM, PGD, FrankWolfe
 from soatfast.gradients import count_passes
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
+from soatfast.losses import CURE, LLR, SCORPIO, SOAR, STN, AdversarialTraining, CrossEntropy, InputGradientPenalty
 from soatfast.passes import Passes
 from tests.nets import batch, conv_net, relu_net, slow_frank_wolfe, slow_gradient, smooth_net
 
@@ -28,6 +28,20 @@ LOSSES = [
     SCORPIO(eps=0.1, mode="keep", scheme="exact"),
     SCORPIO(eps=0.1, mode="keep", strength=1.0),
     SCORPIO(eps=0.1, mode="keep", recycle=False),
+    SOAR(eps=0.1),
+    SOAR(eps=0.1, p=2, estimator="frob", samples=2, mode="keep"),
+    SOAR(eps=0.1, start="x", mode="keep"),
+    CURE(),
+    CURE(h=1.5, power=2, mode="keep"),
+    InputGradientPenalty(),
+    InputGradientPenalty(variant="dual", p=math.inf, eps=0.1, mode="keep"),
+    InputGradientPenalty(variant="squared", targets="uniform", mode="keep"),
+    InputGradientPenalty(variant="difference"),
+    InputGradientPenalty(variant="difference", p=math.inf, mode="keep"),
+    LLR(eps=0.1, steps=3),
+    LLR(eps=0.5, p=2, steps=2, mode="keep"),
+    STN(),
+    STN(noise="asod", eps=0.1, steps=2, samples=2),
 ]
 
 
@@ -138,8 +152,22 @@ def test_with_eps(loss):
         assert smaller.eps == 0.01 and dataclasses.replace(smaller, eps=loss.eps) == loss
     elif isinstance(loss, AdversarialTraining):
         assert smaller.attack.eps == 0.01 and smaller.with_eps(loss.attack.eps) == loss
+    elif getattr(loss, "eps", None) is not None:
+        assert smaller.eps == 0.01 and smaller.with_eps(loss.eps) == loss
     else:
         assert smaller is loss
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_with_h(loss):
+    if not hasattr(loss, "h"):
+        with pytest.raises(NotImplementedError, match=f"{type(loss).__name__} has no finite-difference step"):
+            loss.with_h(0.5)
+    elif isinstance(loss, InputGradientPenalty) and loss.variant != "difference":
+        with pytest.raises(ValueError, match='h belongs to variant "difference"'):
+            loss.with_h(0.5)
+    else:
+        assert loss.with_h(0.5).h == 0.5 and loss.with_h(0.5).with_h(loss.h) == loss
 
 
 def test_one_nan_sample_spoils_only_itself():
