@@ -10,10 +10,20 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
+from soatfast.attacks import ASOD, FGSM, HAAT, PGD, SOAE, FrankWolfe
 from soatfast.crops import CropFlip
 from soatfast.evaluate.autoattack import AutoAttack
-from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
+from soatfast.losses import (
+    CURE,
+    LLR,
+    SCORPIO,
+    SOAR,
+    STN,
+    AdversarialTraining,
+    CrossEntropy,
+    InputGradientPenalty,
+    Loss,
+)
 from soatfast.memory import PerturbationMemory
 
 
@@ -64,6 +74,11 @@ def _soat(variant: Literal["newton", "tr"]) -> Callable[[Task], Loss]:
     )
 
 
+def _sigma(t: Task) -> float:
+    """STN's noise: the paper's for grey digits and for colour images."""
+    return 0.7 if t.shape[0] == 1 else 100 / 255
+
+
 # mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
 # For a model that has one, `suited` makes it "eval".
 METHODS: dict[str, Method] = {
@@ -98,6 +113,13 @@ METHODS: dict[str, Method] = {
         "HAAT, 2 steps of 5 passes",
         lambda t: AdversarialTraining(HAAT(eps=t.eps, p=t.p, steps=2, power=4, step_size=t.eps / 2, mode="keep")),
     ),
+    "soar": Method("SOAR", lambda t: SOAR(eps=t.eps, p=t.p, mode="keep")),
+    "cure": Method("CURE", lambda t: CURE(mode="keep")),
+    "gradient-penalty": Method(
+        "input-gradient penalty", lambda t: InputGradientPenalty(variant="dual", eps=t.eps, p=t.p, mode="keep")
+    ),
+    "llr": Method("LLR, 10 steps", lambda t: LLR(eps=t.eps, p=t.p, mode="keep")),
+    "stn": Method("STN, Gaussian noise", lambda t: STN(sigma=_sigma(t))),
 }
 DEMO = ("standard", "pgd10", "scorpio", "pgd4", "replay")
 BASELINE = "pgd10"
@@ -111,8 +133,9 @@ ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
     "soae": ("SOAE Newton %", lambda t: SOAE(eps=t.eps, p=t.p, max_dim=9)),
     "soae-tr": ("SOAE tr %", lambda t: SOAE(eps=t.eps, p=t.p, variant="tr", steps=8, max_dim=4)),
     "haat": ("HAAT %", lambda t: HAAT(eps=t.eps, p=t.p, steps=7)),
+    "asod": ("ASOD %", lambda t: ASOD(eps=t.eps, p=t.p, sigma=_sigma(t))),
     "autoattack": ("AutoAttack %", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes)),
 }
 """Evaluation columns: key -> (header, attack)."""
-# SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40.
+# SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40; ASOD makes 200.
 QUICK = ("clean", "fgsm", "pgd40", "quadratic")
