@@ -55,8 +55,8 @@ class SOAR(Regularised):
     ||A z|| at 10 and the regulariser's parameter gradient at 30, which this loss does not. Needs float32: half
     precision and autocast are refused.
 
-    Passes, n draws: 1 forward and backward to the input for the start, 1 + n forwards and as many backwards to the
-    input, and 1 backward to the parameters through all of these; mode "eval" 1 forward more, for the training loss.
+    Passes, n draws: 1 forward and backward to the input for the start, then 1 + n forwards, as many backwards to the
+    input, and 1 backward to the parameters through these; mode "eval" 1 forward more, for the training loss.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))

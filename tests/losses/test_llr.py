@@ -71,7 +71,7 @@ def test_on_a_quadratic_it_finds_the_largest_eigenvalue(seed):
     largest = torch.linalg.eigvalsh((model.m + model.m.T) / 2).abs().max()
     loss = LLR(eps=eps, p=2, steps=60, step_size=0.2, mu=0.0, strength=1.0, bounds=WIDE)
     gamma = (loss(model, x, y) - model.loss(x).mean()).item()
-    best = float(0.5 * eps**2 * largest)
+    best = 0.5 * eps**2 * largest.item()
     assert 0.9 * best < gamma < best * (1 + 1e-6)
 
 
