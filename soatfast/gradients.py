@@ -35,6 +35,7 @@ class InputGradient:
         precision: None runs the passes as the caller has it; torch.bfloat16 or torch.float16 runs them under
             autocast. x and the gradient keep x's dtype. Finite differences with tiny steps need None.
         targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
+        freeze: False leaves the parameters' ``requires_grad`` alone, for a regulariser whose graph reaches them.
 
     Calling the oracle, or its :meth:`gradient`, costs one forward and one backward to the input.
 
@@ -57,6 +58,7 @@ class InputGradient:
         mode: Mode = "eval",
         precision: torch.dtype | None = None,
         targeted: bool = False,
+        freeze: bool = True,
     ):
         if mode not in ("eval", "train", "keep"):
             raise ValueError(f'mode must be "eval", "train" or "keep", got {mode!r}')
@@ -69,6 +71,7 @@ class InputGradient:
         self.mode = mode
         self.precision = precision
         self.sign = -1.0 if targeted else 1.0
+        self.freeze = freeze
         self.input_dtype: torch.dtype | None = None  # what the model is fed, where it differs from x's dtype
         self.logits: Tensor | None = None  # of the last pass, detached
         self._flags: list[tuple[nn.Module, bool]] = []
@@ -82,7 +85,7 @@ class InputGradient:
         if not isinstance(self.model, nn.Module):
             return self
         self._flags = [(m, m.training) for m in self.model.modules()]
-        self._frozen = [p for p in self.model.parameters() if p.requires_grad]
+        self._frozen = [p for p in self.model.parameters() if p.requires_grad and self.freeze]
         try:
             if self.mode != "keep":
                 self.model.train(self.mode == "train")

@@ -11,10 +11,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from soatfast.attacks import PGD
 from soatfast.gradients import count_passes
-from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining
+from soatfast.losses import CURE, LLR, MART, SCORPIO, SOAR, SORA, STN, TRADES, AdversarialTraining, InputGradientPenalty
 from tests.nets import batch, conv_net, relu_net
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
+
+LOSSES = [
+    SCORPIO(eps=0.2),
+    SCORPIO(eps=0.2, mode="keep"),
+    SCORPIO(eps=0.2, mode="keep", strength=1.0),
+    CURE(),
+    CURE(mode="keep"),
+    SOAR(eps=0.2, strength=0.0, start="x"),  # its noise differs from rank to rank
+    InputGradientPenalty(mode="keep"),
+    InputGradientPenalty(variant="difference"),
+    LLR(eps=0.2, strength=0.0, mu=0.0, mode="keep"),
+    STN(sigma=0.0),
+    TRADES(eps=0.2, steps=2),
+    TRADES(eps=0.2, steps=2, mode="keep"),
+    MART(eps=0.2, steps=2),
+    SORA(eps=0.2, gain=100.0),  # the whole step, whatever rho
+]
 
 
 def work(rank: int, folder: str) -> None:
@@ -42,16 +59,7 @@ def different_numbers_of_steps(rank: int) -> None:
 def gradients_are_the_mean_over_ranks(rank: int) -> None:
     x, y = batch(n=8)
     halves = (slice(0, 4), slice(4, 8))
-    losses = [
-        SCORPIO(eps=0.2),
-        SCORPIO(eps=0.2, mode="keep"),
-        SCORPIO(eps=0.2, mode="keep", strength=1.0),
-        TRADES(eps=0.2, steps=2),
-        TRADES(eps=0.2, steps=2, mode="keep"),
-        MART(eps=0.2, steps=2),
-        SORA(eps=0.2, gain=100.0),  # the whole step, whatever rho
-    ]
-    for loss in losses:
+    for loss in LOSSES:
         alone = relu_net()
         for half in halves:
             torch.manual_seed(0)  # the same start in both halves, as on both ranks

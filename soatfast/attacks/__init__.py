@@ -1,5 +1,6 @@
 """Attacks: frozen dataclasses, ``attack(model, x, y) -> x_adv``."""
 
+from .asod import ASOD
 from .base import Attack
 from .fgsm import FGSM
 from .frank_wolfe import FrankWolfe
@@ -8,4 +9,4 @@ from .near import NearPGD
 from .pgd import PGD
 from .soae import SOAE
 
-__all__ = ["FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe", "NearPGD"]
+__all__ = ["ASOD", "FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe", "NearPGD"]

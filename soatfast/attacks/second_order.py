@@ -44,24 +44,32 @@ class SecondOrderAttack(Attack):
 def _full_precision(oracle: InputGradient, device: str) -> Iterator[None]:
     """No autocast, no TF32, and the model in float32 at least."""
     model = oracle.model
-    if isinstance(model, nn.Module) and any(_is_half(t) for t in (*model.parameters(), *model.buffers())):
+    if isinstance(model, nn.Module) and any(is_half(t) for t in (*model.parameters(), *model.buffers())):
         warnings.warn(
             "finite differences need float32: the attack runs a float32 copy of the half-precision model "
             "(full_precision=False runs it as it is)",
             stacklevel=4,
         )
         oracle.model = _Float32(model)
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast(device, enabled=False):
+        with without_tf32(), torch.autocast(device, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
         oracle.model = model
 
 
-def _is_half(t: Tensor) -> bool:
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Matrix products and convolutions in true float32: TF32's noise of 1e-3 is too much for a small difference."""
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+def is_half(t: Tensor) -> bool:
     return t.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -71,7 +79,7 @@ class _Float32:
     def __init__(self, model: nn.Module):
         self.model = model
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.state = {name: t.detach().float() if _is_half(t) else t for name, t in named.items()}
+        self.state = {name: t.detach().float() if is_half(t) else t for name, t in named.items()}
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.func.functional_call(self.model, self.state, (x,))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from ..attacks.base import Attack, check_batch
+from ..attacks.base import Attack, Model, check_batch
 from ..gradients import check_labels, check_logits
 from ..memory import PerturbationMemory
 from ..objectives import cross_entropy
@@ -43,6 +44,12 @@ class Loss:
         """The same loss with another number of attack steps."""
         raise NotImplementedError(f"{type(self).__name__} has no attack steps")
 
+    def with_h(self: LossType, h: float) -> LossType:
+        """The same loss with another finite-difference step, for an h ramp."""
+        if not hasattr(self, "h"):
+            raise NotImplementedError(f"{type(self).__name__} has no finite-difference step")
+        return dataclasses.replace(self, h=h)  # type: ignore[call-arg]
+
 
 def check_memory(memory: object, attack: Attack) -> None:
     """Raise unless the memory is one, or None, and the attack can go on from it."""
@@ -66,7 +73,7 @@ def attacked(
     return attack(model, x, y) if memory is None else attack.replay(model, x, y, memory, index, moves)
 
 
-def training_logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def training_logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Logits (B, K) of a training forward, in float32 or wider."""
     logits = model(x)
     check_logits(logits, len(x))
@@ -78,7 +85,7 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype.itemsize > 4 else logits.float()
 
 
-def sample_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def sample_losses(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy (B,) of a training forward, in float32 or wider."""
     return cross_entropy(training_logits(model, x, y), y)
 

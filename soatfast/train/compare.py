@@ -20,7 +20,7 @@ from soatfast.evaluate import pictures
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy
 from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
-from soatfast.losses import MART, SCORPIO, TRADES, AdversarialTraining, Loss
+from soatfast.losses import SORA, AdversarialTraining, Loss
 from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
@@ -39,10 +39,11 @@ class CompareConfig:
     methods: tuple[str, ...] = DEMO
     """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it, replay the Frank-Wolfe
     training with memory, atta its PGD counterpart, fgsm one step from a random start, soat and haat training on
-    second-order examples; trades, mart and sora the losses of those names."""
+    second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty, llr and stn
+    regularise the loss on clean images."""
     attacks: tuple[str, ...] = QUICK
-    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, autoattack (of torchattacks; a minute or
-    more a model)."""
+    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, asod, autoattack (of torchattacks; a
+    minute or more a model)."""
     eps: float = 0.2
     """Radius of training and evaluation, in pixel units of [0, 1]."""
     p: float = math.inf
@@ -182,7 +183,8 @@ def _suited(loss: Loss, model: nn.Module) -> Loss:
         return loss
     if isinstance(loss, AdversarialTraining):
         return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, mode="eval"))
-    return dataclasses.replace(loss, mode="eval") if isinstance(loss, (SCORPIO, TRADES, MART)) else loss
+    known = hasattr(loss, "mode") and not isinstance(loss, SORA)  # SORA's two gradients must be of one function
+    return dataclasses.replace(loss, mode="eval") if known else loss  # type: ignore[call-arg]
 
 
 def _subset(data: Data, config: CompareConfig) -> Data:

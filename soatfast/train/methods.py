@@ -10,10 +10,23 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
+from soatfast.attacks import ASOD, FGSM, HAAT, PGD, SOAE, FrankWolfe
 from soatfast.crops import CropFlip
 from soatfast.evaluate.autoattack import AutoAttack
-from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy, Loss
+from soatfast.losses import (
+    CURE,
+    LLR,
+    MART,
+    SCORPIO,
+    SOAR,
+    SORA,
+    STN,
+    TRADES,
+    AdversarialTraining,
+    CrossEntropy,
+    InputGradientPenalty,
+    Loss,
+)
 from soatfast.memory import PerturbationMemory
 
 
@@ -64,6 +77,11 @@ def _soat(variant: Literal["newton", "tr"]) -> Callable[[Task], Loss]:
     )
 
 
+def _sigma(t: Task) -> float:
+    """STN's noise: the paper's for grey digits and for colour images."""
+    return 0.7 if t.shape[0] == 1 else 100 / 255
+
+
 # mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
 # For a model that has one, `_suited` makes it "eval", but for SORA, whose two gradients must be of one function.
 METHODS: dict[str, Method] = {
@@ -101,6 +119,13 @@ METHODS: dict[str, Method] = {
     "trades": Method("TRADES, 10 steps", lambda t: TRADES(eps=t.eps, p=t.p, steps=10, beta=6.0, mode="keep")),
     "mart": Method("MART, 10 steps", lambda t: MART(eps=t.eps, p=t.p, steps=10, beta=5.0, mode="keep")),
     "sora": Method("SORA, 1 adaptive step", lambda t: SORA(eps=t.eps, p=t.p)),
+    "soar": Method("SOAR", lambda t: SOAR(eps=t.eps, p=t.p, mode="keep")),
+    "cure": Method("CURE", lambda t: CURE(mode="keep")),
+    "gradient-penalty": Method(
+        "input-gradient penalty", lambda t: InputGradientPenalty(variant="dual", eps=t.eps, p=t.p, mode="keep")
+    ),
+    "llr": Method("LLR, 10 steps", lambda t: LLR(eps=t.eps, p=t.p, mode="keep")),
+    "stn": Method("STN, Gaussian noise", lambda t: STN(sigma=_sigma(t))),
 }
 DEMO = ("standard", "pgd10", "scorpio", "pgd4", "replay")
 BASELINE = "pgd10"
@@ -114,8 +139,9 @@ ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
     "soae": ("SOAE Newton %", lambda t: SOAE(eps=t.eps, p=t.p, max_dim=9)),
     "soae-tr": ("SOAE tr %", lambda t: SOAE(eps=t.eps, p=t.p, variant="tr", steps=8, max_dim=4)),
     "haat": ("HAAT %", lambda t: HAAT(eps=t.eps, p=t.p, steps=7)),
+    "asod": ("ASOD %", lambda t: ASOD(eps=t.eps, p=t.p, sigma=_sigma(t))),
     "autoattack": ("AutoAttack %", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes)),
 }
 """Evaluation columns: key -> (header, attack)."""
-# SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40.
+# SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40; ASOD makes 200.
 QUICK = ("clean", "fgsm", "pgd40", "quadratic")

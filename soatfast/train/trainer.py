@@ -23,6 +23,7 @@ from soatfast.gradients import count_passes
 from soatfast.losses import Loss, SORAState
 from soatfast.memory import PerturbationMemory
 from soatfast.train import checkpoint
+from soatfast.train.curriculum import eps_of, linear, listed, scaled
 from soatfast.train.data import Batch, Batches, Data
 from soatfast.train.errors import UserError
 from soatfast.train.guard import OverfittingGuard
@@ -52,6 +53,9 @@ class TrainConfig:
     """Of the learning rate: cosine to 0, or step: a tenth after 1/2 and again after 3/4 of the epochs."""
     eps_ramp_epochs: int = 5
     """In epoch e (from 0) the loss gets eps min(1, (e + 1) / ramp); 1 or 0: the full eps from the start."""
+    h_ramp: tuple[float, ...] = ()
+    """Shares of the loss's finite-difference step h in the first epochs, then all of it; CURE's: 0.033 0.13 0.27 0.6.
+    A loss without h, or with its default None, is left alone."""
     seed: int = 0
     """Fixes the data order and the random starts of attacks; in `soatfast compare` the first weights too."""
     precision: Literal["no", "bf16"] = "no"
@@ -76,6 +80,8 @@ class TrainConfig:
         for name in ("weight_decay", "momentum"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if any(not 0 < share < math.inf for share in self.h_ramp):
+            raise ValueError(f"h_ramp must be positive and finite shares, got {self.h_ramp}")
         choices = {
             "optimizer": ("adam", "sgd"),
             "schedule": ("constant", "cosine", "step"),
@@ -93,7 +99,11 @@ class TrainConfig:
 
     def eps_fraction(self, epoch: int) -> float:
         """Share of the full eps in epoch `epoch` (0-based)."""
-        return min(1.0, (epoch + 1) / max(1, self.eps_ramp_epochs))
+        return linear(epoch, self.eps_ramp_epochs)
+
+    def h_fraction(self, epoch: int) -> float:
+        """Share of the full h in epoch `epoch` (0-based)."""
+        return listed(epoch, self.h_ramp)
 
     def lr_at(self, done: float) -> float:
         """Learning rate when the share `done` in [0, 1) of all steps is done."""
@@ -214,7 +224,9 @@ def train(
             memory.reset()
         if state.loss is not None:
             state.loss.reset()
-        state.passes = _count(model, _with_fraction(loss, config.eps_fraction(0)), batches, config, accelerator)
+        state.passes = _count(
+            model, scaled(loss, config.eps_fraction(0), config.h_fraction(0)), batches, config, accelerator
+        )
     accelerator.register_for_checkpointing(state)
     wrapped, optimizer = accelerator.prepare(model, _optimizer(model, config))
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
@@ -257,7 +269,7 @@ def _epoch(
     progress: Progress,
     guard: OverfittingGuard | None,
 ) -> dict[str, Any]:
-    loss = _with_fraction(loss, config.eps_fraction(epoch))
+    loss = scaled(loss, config.eps_fraction(epoch), config.h_fraction(epoch))
     attack: Any = getattr(loss, "attack", None)
     if guard is not None and guard.alarmed and attack.steps < config.guard_steps:
         loss = loss.with_steps(config.guard_steps)
@@ -277,17 +289,19 @@ def _epoch(
     memory = getattr(loss, "memory", None)
     if memory is not None and memory.world == 1:
         memory.synchronize()
-    reading = None if guard is None else guard.check(model, epoch + 1, _eps(loss))
+    reading = None if guard is None else guard.check(model, epoch + 1, eps_of(loss))
     _synchronize(accelerator.device)
     seconds = time.perf_counter() - start
     mean = float(accelerator.reduce(total, "mean")) / len(batches)
     row = {
         "epoch": epoch + 1,
         "loss": mean,
-        "eps": checkpoint.describe(_eps(loss)),
+        "eps": checkpoint.describe(eps_of(loss)),
         "lr": lr,
         "seconds": seconds,
     }
+    if config.h_ramp and getattr(loss, "h", None) is not None:
+        row["h"] = loss.h  # type: ignore[attr-defined]
     return row if reading is None else {**row, "guard": dataclasses.asdict(reading)}
 
 
@@ -350,16 +364,6 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     return torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
-
-
-def _eps(loss: Loss) -> float | Tensor | None:
-    """The loss's own eps, or that of its attack; None for a loss without one."""
-    return getattr(loss, "eps", getattr(getattr(loss, "attack", None), "eps", None))
-
-
-def _with_fraction(loss: Loss, fraction: float) -> Loss:
-    eps = _eps(loss)
-    return loss if eps is None or fraction == 1 else loss.with_eps(eps * fraction)
 
 
 def _options(model: nn.Module, loss: Loss, data: Data, config: TrainConfig, processes: int) -> dict[str, Any]:

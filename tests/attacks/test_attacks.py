@@ -7,10 +7,22 @@ import pickle
 import pytest
 import torch
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe, NearPGD
+from soatfast.attacks import ASOD, FGSM, HAAT, PGD, SOAE, FrankWolfe, NearPGD
 from soatfast.attacks.base import Attack, round_towards
 from soatfast.gradients import count_passes
-from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy
+from soatfast.losses import (
+    CURE,
+    LLR,
+    MART,
+    SCORPIO,
+    SOAR,
+    SORA,
+    STN,
+    TRADES,
+    AdversarialTraining,
+    CrossEntropy,
+    InputGradientPenalty,
+)
 from tests.nets import batch, conv_net, relu_net, smooth_net
 
 ATTACKS = [
@@ -41,8 +53,20 @@ ATTACKS = [
     SOAE(eps=0.1, steps=2, variant="tr", max_dim=2, targeted=True),
     HAAT(eps=0.1, steps=2, power=2),
     HAAT(eps=0.1, steps=2, power=1, variant="paper", random_start=True),
+    ASOD(eps=0.1, steps=3, samples=2, sigma=0.1, step_size=0.05),
+    ASOD(eps=1.0, p=1, steps=3, samples=1, sigma=0.0),
+    ASOD(eps=0.5, p=2, steps=2, samples=1, sigma=0.0, objective="margin"),
 ]
-DETERMINISTIC = [a for a in ATTACKS if not (isinstance(a, HAAT) or (isinstance(a, PGD) and a.random_start))]
+
+
+def draws(attack: Attack) -> bool:
+    """Whether two calls differ."""
+    if isinstance(attack, ASOD):
+        return attack.sigma > 0
+    return isinstance(attack, HAAT) or (isinstance(attack, PGD) and attack.random_start)
+
+
+DETERMINISTIC = [a for a in ATTACKS if not draws(a)]
 
 
 def name(attack: Attack) -> str:
@@ -197,7 +221,7 @@ def test_plain_callable_as_model(deterministic):
     assert torch.equal(deterministic(lambda x: model(x), x, y), deterministic(model, x, y))
 
 
-CLASSES = [FGSM, PGD, NearPGD, FrankWolfe]
+CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -238,6 +262,12 @@ def test_bad_fields(cls, fields, error, message):
         (lambda: FrankWolfe(h=0.0), ValueError, "h must be finite and > 0"),
         (lambda: FrankWolfe(h="1"), TypeError, "h must be a number or None, got str"),
         (lambda: FrankWolfe(p=2, in_box=True), ValueError, "in_box needs p = math.inf"),
+        (lambda: ASOD(steps=0), ValueError, "steps must be at least 1"),
+        (lambda: ASOD(samples=0), ValueError, "samples must be at least 1, got 0"),
+        (lambda: ASOD(sigma=-0.1), ValueError, "sigma must be finite and >= 0, got -0.1"),
+        (lambda: ASOD(sigma=torch.tensor(0.1)), TypeError, "sigma must be a number, got Tensor"),
+        (lambda: ASOD(step_size=-1.0), ValueError, "step_size must be finite and >= 0"),
+        (lambda: ASOD(p=3), ValueError, "p must be 1, 2 or math.inf for ASOD, got 3"),
     ],
 )
 def test_bad_fields_of_one_attack(make, error, message):
@@ -271,6 +301,17 @@ USERS = [
     ("TRADES-shared", TRADES(steps=2, mode="keep")),
     ("MART", MART(steps=2)),
     ("SORA", SORA()),
+    ("SOAR", SOAR()),
+    ("SOAR-shared", SOAR(start="x", mode="keep")),
+    ("CURE", CURE()),
+    ("CURE-shared", CURE(mode="keep")),
+    ("InputGradientPenalty", InputGradientPenalty()),
+    ("InputGradientPenalty-uniform", InputGradientPenalty(targets="uniform", mode="keep")),
+    ("InputGradientPenalty-difference", InputGradientPenalty(variant="difference", mode="keep")),
+    ("LLR", LLR()),
+    ("LLR-shared", LLR(mode="keep")),
+    ("STN", STN()),
+    ("STN-asod", STN(noise="asod", eps=0.1)),
 ]
 
 
@@ -278,8 +319,9 @@ USERS = [
 @pytest.mark.parametrize(("spoil", "error", "message"), BAD_BATCHES)
 def test_bad_batch(user, spoil, error, message):
     x, y = batch(seed=3)
-    if isinstance(user, CrossEntropy) and "x must lie in bounds" in message:
-        pytest.skip("standard training takes any finite input")
+    boxless = isinstance(user, (CrossEntropy, CURE, InputGradientPenalty)) or user == STN()
+    if boxless and "x must lie in bounds" in message:
+        pytest.skip("without an attack any finite input will do")
     with pytest.raises(error, match=message):
         user(relu_net(), *spoil(x, y))
 

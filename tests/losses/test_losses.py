@@ -9,7 +9,19 @@ import torch.nn.functional as F
 
 from soatfast.attacks import FGSM, PGD, FrankWolfe
 from soatfast.gradients import count_passes
-from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy
+from soatfast.losses import (
+    CURE,
+    LLR,
+    MART,
+    SCORPIO,
+    SOAR,
+    SORA,
+    STN,
+    TRADES,
+    AdversarialTraining,
+    CrossEntropy,
+    InputGradientPenalty,
+)
 from soatfast.passes import Passes
 from tests.nets import batch, conv_net, relu_net, slow_frank_wolfe, slow_gradient, smooth_net
 
@@ -35,6 +47,20 @@ LOSSES = [
     MART(eps=0.5, p=2, steps=2, mode="keep"),
     SORA(eps=0.1),
     SORA(eps=0.5, p=2, mode="eval"),
+    SOAR(eps=0.1),
+    SOAR(eps=0.1, p=2, estimator="frob", samples=2, mode="keep"),
+    SOAR(eps=0.1, start="x", mode="keep"),
+    CURE(),
+    CURE(h=1.5, power=2, mode="keep"),
+    InputGradientPenalty(),
+    InputGradientPenalty(variant="dual", p=math.inf, eps=0.1, mode="keep"),
+    InputGradientPenalty(variant="squared", targets="uniform", mode="keep"),
+    InputGradientPenalty(variant="difference"),
+    InputGradientPenalty(variant="difference", p=math.inf, mode="keep"),
+    LLR(eps=0.1, steps=3),
+    LLR(eps=0.5, p=2, steps=2, mode="keep"),
+    STN(),
+    STN(noise="asod", eps=0.1, steps=2, samples=2),
 ]
 
 
@@ -141,12 +167,24 @@ def test_model_keeps_its_mode_and_empty_batches_give_zero(loss):
 def test_with_eps(loss):
     smaller = loss.with_eps(0.01)
     assert type(smaller) is type(loss)
-    if hasattr(loss, "eps"):
-        assert smaller.eps == 0.01 and dataclasses.replace(smaller, eps=loss.eps) == loss
-    elif isinstance(loss, AdversarialTraining):
+    if isinstance(loss, AdversarialTraining):
         assert smaller.attack.eps == 0.01 and smaller.with_eps(loss.attack.eps) == loss
+    elif getattr(loss, "eps", None) is not None:
+        assert smaller.eps == 0.01 and dataclasses.replace(smaller, eps=loss.eps) == loss
     else:
         assert smaller is loss
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_with_h(loss):
+    if not hasattr(loss, "h"):
+        with pytest.raises(NotImplementedError, match=f"{type(loss).__name__} has no finite-difference step"):
+            loss.with_h(0.5)
+    elif isinstance(loss, InputGradientPenalty) and loss.variant != "difference":
+        with pytest.raises(ValueError, match='h belongs to variant "difference"'):
+            loss.with_h(0.5)
+    else:
+        assert loss.with_h(0.5).h == 0.5 and loss.with_h(0.5).with_h(loss.h) == loss
 
 
 def test_one_nan_sample_spoils_only_itself():

@@ -22,8 +22,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _any_precision() -> None:
+def _any_precision() -> Iterator[None]:
     AcceleratorState._reset_state()  # else the first test's precision would hold for all
+    yield
+    AcceleratorState._reset_state()  # and the last one's for the next module's fixtures
 
 
 def make_data(n: int = 40, shape: tuple[int, ...] = (1, 8, 8)) -> Data:

@@ -160,6 +160,25 @@ def test_augmentation_l2_width_and_small_images(tmp_path):
     assert list(results["attacks"]) == ["clean", "pgd40"]
 
 
+def test_the_losses_with_a_regulariser_and_asod(tmp_path):
+    methods = ("soar", "cure", "gradient-penalty", "llr", "stn")
+    config = CompareConfig(
+        run_dir=tmp_path,
+        methods=methods,
+        attacks=("clean", "pgd40", "asod"),
+        eps=0.1,
+        data="digits8",
+        width=4,
+        train_samples=60,
+        test_samples=10,
+        train=TrainConfig(epochs=2, batch_size=30, eps_ramp_epochs=2, h_ramp=(0.5,)),
+    )
+    table = compare(config)
+    passes = [(row["forward"], row["backward_input"], row["backward_parameters"]) for row in table.rows]
+    assert passes == [(3, 3, 1), (2, 2, 1), (1, 1, 1), (12, 11, 1), (2, 0, 1)]
+    assert "ASOD %" in table.to_markdown()
+
+
 def test_results_describe_the_loss_that_was_trained(tmp_path, monkeypatch):
     made = []
 
@@ -257,7 +276,8 @@ def test_describe_is_json():
 
 def test_attacks_run_in_eval_mode_where_train_mode_changes_the_model():
     resnet, cnn = build_model("resnet18", 3, 10, width=4), build_model("small-cnn", 1, 10)
-    for name in ("pgd10", "scorpio", "pgd4", "replay", "atta", "scorpio-replay", "trades", "mart"):
+    regularised = ("soar", "cure", "gradient-penalty", "llr", "stn")
+    for name in ("pgd10", "scorpio", "pgd4", "replay", "atta", "scorpio-replay", "trades", "mart", *regularised):
         loss = METHODS[name].loss(TASK)
         assert _suited(loss, cnn) is loss
         suited = _suited(loss, resnet)

@@ -10,7 +10,19 @@ import torch
 from torch import nn
 
 from soatfast.attacks import PGD
-from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy, Loss
+from soatfast.losses import (
+    CURE,
+    LLR,
+    MART,
+    SCORPIO,
+    SOAR,
+    SORA,
+    TRADES,
+    AdversarialTraining,
+    CrossEntropy,
+    InputGradientPenalty,
+    Loss,
+)
 from soatfast.train import RunFolderError, TrainConfig, UserError, checkpoint, train
 from soatfast.train.progress import Progress
 from tests.train.conftest import make_data, make_model, same, weights
@@ -39,6 +51,10 @@ def test_training_lowers_the_loss_and_reports(tmp_path):
         (TRADES(eps=0.1, steps=3, mode="keep"), 5, 3, 1),
         (MART(eps=0.1, steps=3), 5, 3, 1),
         (SORA(eps=0.1), 2, 1, 1),
+        (SOAR(eps=0.1), 4, 3, 1),
+        (CURE(), 3, 2, 1),
+        (LLR(eps=0.1, steps=3, mode="keep"), 5, 4, 1),
+        (InputGradientPenalty(mode="keep"), 1, 1, 1),
     ],
 )
 def test_passes_are_counted_on_a_copy(tmp_path, loss, forward, backward_input, backward_parameters):
@@ -291,3 +307,11 @@ def test_augmented_training_moves_every_loss_alike(tmp_path):
     assert not same(plain, moved)
     interrupted(tmp_path / "cut", Interrupt(step=6), CrossEntropy(), CROPS)
     assert same(moved, resumed(tmp_path / "cut", CrossEntropy(), CROPS)[1])
+
+
+def test_a_loss_that_takes_differences_refuses_bf16_before_it_trains(tmp_path):
+    model = make_model()
+    before = weights(model)
+    with pytest.raises(TypeError, match=r"CURE takes differences .* got autocast to torch\.bfloat16"):
+        train(model, CURE(), make_data(), dataclasses.replace(CONFIG, precision="bf16"), tmp_path)
+    assert same(weights(model), before)

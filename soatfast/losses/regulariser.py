@@ -1,0 +1,134 @@
+"""What losses with an input-gradient regulariser share: passes whose input gradient keeps its graph to the parameters.
+
+The regulariser's gradient by the parameters goes through the input gradients by double backward: the model needs
+twice-differentiable operations, and must not be compiled by torch.compile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks.base import check_batch
+from ..attacks.second_order import is_half, without_tf32
+from ..gradients import InputGradient, Mode
+from ..passes import Passes
+from .base import Loss, mean, sample_losses
+
+UNBOUNDED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularised(Loss):
+    """mean_i [ l_i(x) + R_i(x) ]: what the losses with a regulariser R have in common.
+
+    Args:
+        mode: state of the model in the regulariser's passes. "eval" (and "train") make them apart from the training
+            forward, which stays as the caller left the model. "keep": the regulariser sees the model exactly as the
+            training forward does (right for a network without batch norm and dropout), and they share the clean pass:
+            one forward less. Only the training forward updates the statistics of batch norm.
+
+    Losses that take differences run their passes without TF32; the backward() that follows is the caller's, who does
+    well to leave TF32 off for it: its noise of 1e-3 is divided by the step there too.
+    """
+
+    mode: Mode = "eval"
+
+    def __post_init__(self) -> None:
+        InputGradient(nn.Identity(), mode=self.mode)  # the one place where mode is checked
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_batch(x, y, getattr(self, "bounds", UNBOUNDED))
+        if self._differences:
+            check_full_precision(type(self).__name__, model, x)
+        if len(x) == 0:
+            return mean(sample_losses(model, x, y))
+        with contextlib.ExitStack() as stack:
+            if self._differences:
+                stack.enter_context(without_tf32())
+            oracle = InputGradient(model, mode=self.mode, freeze=False)
+            leaf = stack.enter_context(oracle._grad_enabled(self._point(model, x, y)))
+            if self.mode == "keep":
+                losses, inner = self._losses(model, leaf, y)
+                with oracle:
+                    return mean(losses + self._regulariser(oracle, leaf, y, inner))
+            with oracle:
+                regulariser = self._regulariser(oracle, leaf, y, self._losses(oracle.model, leaf, y)[1])
+            return mean(sample_losses(model, leaf.detach(), y) + regulariser)
+
+    @property
+    def _differences(self) -> bool:
+        """Whether numbers that nearly agree are subtracted, which needs float32."""
+        return True
+
+    def _point(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Where the loss and the regulariser are evaluated."""
+        return x
+
+    def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(l (B,), the l of which the regulariser takes gradients (B,)). One forward."""
+        losses = sample_losses(model, x, y)
+        return losses, losses
+
+    def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
+        """R_i (B,), with its weight; x is the leaf of which losses (B,) were computed."""
+        raise NotImplementedError
+
+    def _passes(self, batch: int, attached: int, gradients: int, steps: int = 0) -> Passes:
+        """`attached` forwards that the last backward goes through again, `gradients` input gradients of them, and
+        `steps` passes without a graph.
+        """
+        trained = attached if self.mode == "keep" else attached + 1
+        forward, backward = trained + steps, gradients + steps
+        return Passes(forward, backward, 1, forward * batch, backward * batch, trained * batch)
+
+
+def attached_gradient(model: Any, x: Tensor, y: Tensor) -> Tensor:
+    """g(x) with its graph to the parameters; x itself is held fixed. One forward, one backward to the input."""
+    leaf = x.detach().requires_grad_()
+    return gradient_of(sample_losses(model, leaf, y), leaf)
+
+
+def gradient_of(losses: Tensor, leaf: Tensor) -> Tensor:
+    """The per-sample gradients of losses (B,) by the leaf, with their graph."""
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+    return gradient
+
+
+def norms(g: Tensor, q: float) -> Tensor:
+    """||g||_q (B,), differentiable, with the gradient 0 at 0; scaled by max|g|, as tiny entries would underflow."""
+    rows = g.flatten(1)
+    rows = rows if rows.dtype.itemsize > 4 else rows.float()
+    if q == 1:
+        return rows.abs().sum(1)
+    if q == math.inf:
+        return rows.abs().amax(1)
+    largest = rows.detach().abs().amax(1)
+    scale = torch.where(largest == 0, 1.0, largest)
+    total = (rows / scale.unsqueeze(1)).abs().pow(q).sum(1)
+    return scale * torch.where(largest == 0, 1.0, total).pow(1 / q) * (largest != 0)
+
+
+def check_full_precision(name: str, model: Any, x: Tensor) -> None:
+    """Raise TypeError where a difference would drown in the noise of reduced precision."""
+    needs = f"{name} takes differences of nearly equal passes and needs float32 or float64"
+    if is_half(x):
+        raise TypeError(f"{needs}, got x of {x.dtype}")
+    half = next((p.dtype for p in model.parameters() if is_half(p)), None) if isinstance(model, nn.Module) else None
+    if half is not None:
+        raise TypeError(f"{needs}, got a model with parameters of {half}")
+    if torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{needs}, got autocast to {torch.get_autocast_dtype(x.device.type)}")
+
+
+def check_number(value: object, name: str, above: bool = True) -> None:
+    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf or (above and value == 0):
+        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
