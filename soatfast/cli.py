@@ -1,4 +1,4 @@
-"""The command `soatfast`: `soatfast compare`, `soatfast curvature` and `soatfast doctor`.
+"""The command `soatfast`: `soatfast compare`, `curvature`, `report` and `doctor`.
 
 Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
 """
@@ -59,14 +59,16 @@ def _run(words: list[str]) -> None:
     import tyro
 
     import soatfast
+    from soatfast.report import ReportConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
 
     compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     curvature = Annotated[CurvatureConfig, tyro.conf.subcommand("curvature")]
+    report = Annotated[ReportConfig, tyro.conf.subcommand("report")]
     doctor = Annotated[Doctor, tyro.conf.subcommand("doctor")]
     command = tyro.cli(
-        compare | curvature | doctor,  # type: ignore[operator]
+        compare | curvature | report | doctor,  # type: ignore[operator]
         args=words,
         prog="soatfast",
         description=_ABOUT,
@@ -76,6 +78,10 @@ def _run(words: list[str]) -> None:
         _compare(command)
     elif isinstance(command, CurvatureConfig):
         _curvature(command)
+    elif isinstance(command, ReportConfig):
+        from soatfast.report import report as write_report
+
+        print(f"written: {write_report(command)}")
     else:
         print(soatfast.show_config())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Table:
         shown = f"{mean:.{column.digits}f}"
         return (shown if spread is None else f"{shown} ± {spread:.{column.digits}f}") + column.suffix
 
-    def _numeric(self, column: Column) -> bool:
+    def is_numeric(self, column: Column) -> bool:
         return not any(isinstance(row.get(column.key), str) for row in self.rows)
 
     def to_markdown(self) -> str:
@@ -58,7 +59,7 @@ class Table:
         cells = [[c.header for c in self.columns]] + [[self.text(r, c) for c in self.columns] for r in self.rows]
         cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
         widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(self.columns))]
-        right = [self._numeric(column) for column in self.columns]
+        right = [self.is_numeric(column) for column in self.columns]
 
         def line(parts: Sequence[str]) -> str:
             padded = (p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True))
@@ -74,14 +75,35 @@ class Table:
         """For a terminal."""
         table = rich.table.Table(title=self.title, caption=self.note or None, box=rich.box.SIMPLE_HEAD)
         for column in self.columns:
-            table.add_column(column.header, justify="right" if self._numeric(column) else "left")
+            table.add_column(column.header, justify="right" if self.is_numeric(column) else "left")
         for row in self.rows:
             table.add_row(*(self.text(row, column) for column in self.columns))
         return table
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """The rows in JSON's terms: numbers as {"mean", "spread", "values"}, texts and None as they are."""
-        return [{c.key: _json_cell(row.get(c.key)) for c in self.columns} for row in self.rows]
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's terms; of the rows' cells numbers are {"mean", "spread", "values"}, texts and None as they are."""
+        return {
+            "title": self.title,
+            "note": self.note,
+            "columns": [dataclasses.asdict(c) for c in self.columns],
+            "rows": [{c.key: _json_cell(row.get(c.key)) for c in self.columns} for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Table:
+        """The table that :meth:`to_json` described.
+
+        Raises ValueError for anything else.
+        """
+        try:
+            columns = [Column(**column) for column in value["columns"]]
+            rows = [
+                {key: cell["values"] if isinstance(cell, dict) else cell for key, cell in row.items()}
+                for row in value["rows"]
+            ]
+            return cls(value["title"], columns, rows, value["note"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"no table of this version of soatfast ({type(error).__name__}: {error})") from error
 
 
 def _json_cell(value: Cell) -> Any:

@@ -71,7 +71,8 @@ def curvature(config: CurvatureConfig, progress: Progress | None = None) -> Tabl
         values[name] = _values(config, made, name, x, y, data.classes)
     table = _table(values, config, count)
     found = {name: value.tolist() for name, value in values.items()}
-    checkpoint.write_json(config.run_dir / "curvature.json", {"config": checkpoint.describe(config), "values": found})
+    written = {"config": checkpoint.describe(config), "table": table.to_json(), "values": found}
+    checkpoint.write_json(config.run_dir / "curvature.json", written)
     checkpoint.write_text(config.run_dir / "curvature.md", table.to_markdown())
     _picture(config.run_dir / "curvature.png", values)
     return table

@@ -41,7 +41,8 @@ def test_markdown():
 
 
 def test_json_keeps_every_value():
-    rows = json.loads(json.dumps(TABLE.to_json()))
+    described = json.loads(json.dumps(TABLE.to_json()))
+    rows = described["rows"]
     assert rows[0]["acc"] == {"mean": 78.0, "spread": 1.0, "values": [77.0, 78.0, 79.0]}
     assert rows[1] == {
         "name": "plain",
@@ -49,6 +50,11 @@ def test_json_keeps_every_value():
         "fwd": {"mean": 1, "spread": None, "values": [1]},
         "up": None,
     }
+    again = Table.from_json(described)
+    assert again.to_markdown() == TABLE.to_markdown() and again.to_json() == described
+    for other in (None, [], {"title": "t"}, {**described, "rows": [1]}, {**described, "columns": [{"x": 1}]}):
+        with pytest.raises(ValueError, match="no table of this version"):
+            Table.from_json(other)
 
 
 def test_rich_table_shows_every_cell():

@@ -1,0 +1,120 @@
+"""What a page is made of, and the sections that a run folder's files give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soatfast.evaluate.table import Table
+from soatfast.report import figures
+from soatfast.train import checkpoint
+from soatfast.train.errors import UserError
+from soatfast.train.methods import METHODS
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with the words that stand for it where it cannot be seen."""
+
+    name: str
+    png: bytes
+    alt: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a paragraph, tables and pictures."""
+
+    title: str
+    text: str = ""
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def sections(folder: Path) -> Iterator[Section]:
+    """The sections of a run folder, of the files that are there."""
+    if (folder / RESULTS).is_file():
+        results = checkpoint.read_json(folder / RESULTS)
+        yield _comparison(folder, results)
+        yield _attacks(results)
+    runs = dict(trainings(folder))
+    if runs:
+        yield _training(runs)
+    if (folder / "curvature.json").is_file():
+        yield _curvature(folder)
+    yield from _galleries(folder)
+
+
+def trainings(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, result.json) of each finished training: the folder's own, or a comparison's METHOD/seed-N."""
+    if (folder / checkpoint.RESULT).is_file():
+        yield folder.name, checkpoint.read_json(folder / checkpoint.RESULT)
+    for path in sorted(folder.glob(f"*/seed-*/{checkpoint.RESULT}")):
+        name, seed = path.parent.parent.name, path.parent.name.removeprefix("seed-")
+        label = METHODS[name].label if name in METHODS else name
+        yield f"{label}, seed {seed}", checkpoint.read_json(path)
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Trainings that were begun and have no result yet."""
+    begun = [folder, *sorted(folder.glob("*/seed-*"))]
+    return [
+        str(path.relative_to(folder)) if path != folder else folder.name
+        for path in begun
+        if (path / checkpoint.OPTIONS).is_file() and not (path / checkpoint.RESULT).is_file()
+    ]
+
+
+def _comparison(folder: Path, results: dict[str, Any]) -> Section:
+    table = _table(folder / RESULTS, results)
+    shown = _file(folder / "comparison.png", "accuracy under PGD-40 against training seconds, and attacked samples")
+    return Section("Comparison", tables=(table,), pictures=shown)
+
+
+def _attacks(results: dict[str, Any]) -> Section:
+    """Accuracy under each attack, a line for each method."""
+    rows, keys = results["table"]["rows"], list(results["attacks"])
+    headers = {column["key"]: column["header"] for column in results["table"]["columns"]}
+    names = list(results["methods"])
+    series = [
+        (row["method"], figures.colour(name), [row[key]["values"] for key in keys])
+        for name, row in zip(names, rows, strict=True)
+    ]
+    labels = [headers[key].removesuffix(" %") for key in keys]
+    png = figures.accuracies(labels, series)
+    text = "Share of held-out samples that are predicted right on clean input and after the attack."
+    return Section("Accuracy by attack", text, pictures=(Picture("accuracy", png, "accuracy under each attack"),))
+
+
+def _training(runs: dict[str, dict[str, Any]]) -> Section:
+    png = figures.losses({label: run["history"] for label, run in runs.items()})
+    text = "Mean loss of each epoch, of the loss that the method trains: values of different losses do not compare."
+    return Section("Training", text, pictures=(Picture("training", png, "training loss by epoch"),))
+
+
+def _curvature(folder: Path) -> Section:
+    table = _table(folder / "curvature.json", checkpoint.read_json(folder / "curvature.json"))
+    shown = _file(folder / "curvature.png", "share of samples by largest eigenvalue of the input Hessian")
+    return Section("Curvature", tables=(table,), pictures=shown)
+
+
+def _table(path: Path, written: Any) -> Table:
+    try:
+        return Table.from_json(written["table"] if isinstance(written, dict) and "table" in written else None)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; the command that wrote it writes it again") from error
+
+
+def _galleries(folder: Path) -> Iterator[Section]:
+    paths = sorted((folder / "explain").glob("*.png"))
+    if paths:
+        shown = tuple(picture for path in paths for picture in _file(path, path.stem.replace("-", " ")))
+        yield Section("Explanations", pictures=shown)
+
+
+def _file(path: Path, alt: str) -> tuple[Picture, ...]:
+    return (Picture(path.stem, path.read_bytes(), alt),) if path.is_file() else ()
