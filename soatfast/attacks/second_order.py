@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..gradients import InputGradient
 from ..memory import Visit
-from .base import Attack, round_towards
+from .base import Attack, is_half, round_towards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class SecondOrderAttack(Attack):
         if not self.full_precision or self.precision is not None:
             return super().run(oracle, x, y, g0, visit)
         with _full_precision(oracle, x.device.type):
-            if x.dtype not in (torch.float16, torch.bfloat16):
+            if not is_half(x):
                 return super().run(oracle, x, y, g0, visit)
             x_adv = super().run(oracle, x.float(), y, None, visit)  # a half-precision g0 is no base of a difference
         return round_towards(x_adv, x.detach())
@@ -44,7 +44,7 @@ class SecondOrderAttack(Attack):
 def _full_precision(oracle: InputGradient, device: str) -> Iterator[None]:
     """No autocast, no TF32, and the model in float32 at least."""
     model = oracle.model
-    if isinstance(model, nn.Module) and any(_is_half(t) for t in (*model.parameters(), *model.buffers())):
+    if isinstance(model, nn.Module) and any(is_half(t) for t in (*model.parameters(), *model.buffers())):
         warnings.warn(
             "finite differences need float32: the attack runs a float32 copy of the half-precision model "
             "(full_precision=False runs it as it is)",
@@ -71,7 +71,7 @@ class _Float32:
     def __init__(self, model: nn.Module):
         self.model = model
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.state = {name: t.detach().float() if _is_half(t) else t for name, t in named.items()}
+        self.state = {name: t.detach().float() if is_half(t) else t for name, t in named.items()}
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.func.functional_call(self.model, self.state, (x,))
