@@ -1,10 +1,27 @@
 """Attacks: frozen dataclasses, ``attack(model, x, y) -> x_adv``."""
 
+from . import named, targets
 from .base import Attack
 from .fgsm import FGSM
 from .frank_wolfe import FrankWolfe
 from .haat import HAAT
+from .mifgsm import MIFGSM
+from .named import TargetedPGD
 from .pgd import PGD
+from .simba import SimBA, SimBAResult
 from .soae import SOAE
 
-__all__ = ["FGSM", "HAAT", "PGD", "SOAE", "Attack", "FrankWolfe"]
+__all__ = [
+    "FGSM",
+    "HAAT",
+    "MIFGSM",
+    "PGD",
+    "SOAE",
+    "Attack",
+    "FrankWolfe",
+    "SimBA",
+    "SimBAResult",
+    "TargetedPGD",
+    "named",
+    "targets",
+]

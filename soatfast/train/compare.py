@@ -41,8 +41,8 @@ class CompareConfig:
     training with memory, atta its PGD counterpart, fgsm one step from a random start, soat and haat training on
     second-order examples."""
     attacks: tuple[str, ...] = QUICK
-    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, autoattack (of torchattacks; a minute or
-    more a model)."""
+    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, mifgsm, simba (black box, 200 steps),
+    autoattack (of torchattacks; a minute or more a model)."""
     eps: float = 0.2
     """Radius of training and evaluation, in pixel units of [0, 1]."""
     p: float = math.inf

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
+from soatfast.attacks import FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, SimBA
 from soatfast.crops import CropFlip
 from soatfast.evaluate.autoattack import AutoAttack
 from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy, Loss
@@ -111,6 +111,8 @@ ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
     "soae": ("SOAE Newton %", lambda t: SOAE(eps=t.eps, p=t.p, max_dim=9)),
     "soae-tr": ("SOAE tr %", lambda t: SOAE(eps=t.eps, p=t.p, variant="tr", steps=8, max_dim=4)),
     "haat": ("HAAT %", lambda t: HAAT(eps=t.eps, p=t.p, steps=7)),
+    "mifgsm": ("MI-FGSM %", lambda t: MIFGSM(eps=t.eps, p=t.p)),
+    "simba": ("SimBA %", lambda t: SimBA(eps=t.eps, p=t.p, steps=min(200, math.prod(t.shape)))),
     "autoattack": ("AutoAttack %", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes)),
 }
 """Evaluation columns: key -> (header, attack)."""

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
+from soatfast.attacks import FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, SimBA, TargetedPGD
 from soatfast.attacks.base import Attack, round_towards
 from soatfast.gradients import count_passes
 from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
@@ -38,8 +38,17 @@ ATTACKS = [
     SOAE(eps=0.1, steps=2, variant="tr", max_dim=2, targeted=True),
     HAAT(eps=0.1, steps=2, power=2),
     HAAT(eps=0.1, steps=2, power=1, variant="paper", random_start=True),
+    FrankWolfe(eps=0.1, steps=2, targeted=True),
+    MIFGSM(eps=0.1, steps=3),
+    MIFGSM(eps=0.5, p=2, steps=3, decay=0.5, step_size=0.2),
+    MIFGSM(eps=0.1, steps=2, objective="margin", targeted=True),
+    SimBA(eps=0.1, steps=8, early_stop=False, compact=False),
+    SimBA(eps=0.5, p=2, steps=8, step_size=0.4, basis="dct", early_stop=False, compact=False),
+    SimBA(eps=1.0, p=1, steps=8, step_size=0.6, targeted=True, early_stop=False, compact=False),
+    TargetedPGD(eps=0.1, steps=3, classes=4),
+    TargetedPGD(eps=0.5, p=2, steps=3, rule="least-likely", random_start=False),
 ]
-DETERMINISTIC = [a for a in ATTACKS if not (isinstance(a, HAAT) or (isinstance(a, PGD) and a.random_start))]
+DETERMINISTIC = [a for a in ATTACKS if not (isinstance(a, (HAAT, SimBA)) or getattr(a, "random_start", False))]
 
 
 def name(attack: Attack) -> str:
@@ -194,7 +203,7 @@ def test_plain_callable_as_model(deterministic):
     assert torch.equal(deterministic(lambda x: model(x), x, y), deterministic(model, x, y))
 
 
-CLASSES = [FGSM, PGD, FrankWolfe]
+CLASSES = [FGSM, PGD, FrankWolfe, MIFGSM, SimBA, TargetedPGD]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -257,7 +266,7 @@ BAD_BATCHES = [
     (lambda x, y: (x, y.to("meta")), ValueError, "x and y must be on one device, got cpu and meta"),
 ]
 USERS = [
-    *[(cls.__name__, cls()) for cls in CLASSES],
+    *[(cls.__name__, SimBA(steps=4) if cls is SimBA else cls()) for cls in CLASSES],
     ("AdversarialTraining", AdversarialTraining(attack=PGD(steps=2))),
     ("CrossEntropy", CrossEntropy()),
     ("SCORPIO", SCORPIO()),
