@@ -1,0 +1,1 @@
+"""Drop-in names for scripts that were written for other libraries."""
