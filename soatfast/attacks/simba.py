@@ -177,8 +177,9 @@ class _Basis:
         rows, columns = self.dct
         waves = rows[index // len(columns) % len(rows)].unsqueeze(2) * columns[index % len(columns)].unsqueeze(1)
         channels = self.like[0].numel() // waves[0].numel()
-        channel = torch.nn.functional.one_hot(index // (len(rows) * len(columns)), channels).to(waves.dtype)
-        return (channel.view(len(index), channels, 1, 1) * waves.unsqueeze(1)).view(-1, *self.like.shape[1:])
+        own = index // (len(rows) * len(columns))
+        channel = own.view(-1, 1, 1, 1) == torch.arange(channels, device=index.device).view(1, -1, 1, 1)
+        return (channel * waves.unsqueeze(1)).view(-1, *self.like.shape[1:])
 
 
 def dct_matrix(n: int, like: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ def dct_matrix(n: int, like: Tensor) -> Tensor:
     tensor([[ 0.7071,  0.7071],
             [ 0.7071, -0.7071]])
     """
-    i = torch.arange(n, dtype=torch.float64)
+    i = torch.arange(n, dtype=torch.float64, device=like.device)
     matrix = math.sqrt(2 / n) * torch.cos(math.pi / n * (i + 0.5) * i.unsqueeze(1))
     matrix[0] /= math.sqrt(2)
     return matrix.to(like)
