@@ -121,6 +121,12 @@ def test_it_stops_at_once_where_every_sample_is_fooled():
     assert found.fooled.all() and (found.queries == 1).all()
 
 
+def test_an_equal_value_is_no_improvement():
+    model, (x, y) = relu_net(), batch()
+    found = SimBA(eps=0.0, steps=5, early_stop=False).search(model, x, y)
+    assert (found.queries == 11).all() and torch.equal(found.x_adv, x)
+
+
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
 @pytest.mark.parametrize("compact", [True, False])
 def test_a_batch_equals_its_samples(basis, compact):

@@ -185,9 +185,8 @@ class FFGSM(_Targetable):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         images, labels = self._inputs(images, labels)
-        noise = torch.randn_like(images).uniform_(
-            -self.eps, self.eps
-        )  # the normal numbers are drawn and lost there too
+        # torchattacks draws the normal numbers too, and does not use them.
+        noise = torch.randn_like(images).uniform_(-self.eps, self.eps)
         return self._pgd(images, labels, (images + noise).clamp(0, 1), steps=1)
 
 
