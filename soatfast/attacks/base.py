@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -112,18 +113,12 @@ class Attack:
 
         g0 is the gradient at x, where it is known already; visit the remembered perturbations, to go on from them.
         """
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        if half:
-            oracle.input_dtype = x.dtype
-        try:
-            wide = x.detach().float() if half else x.detach()
+        with widened(oracle, x) as wide:
             if visit is None:
                 x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
             else:
                 x_adv = self._replay(oracle, wide, y, visit)
-        finally:
-            oracle.input_dtype = None
-        return round_towards(x_adv, x.detach()) if half else x_adv
+        return round_towards(x_adv, x.detach()) if is_half(x) else x_adv
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -161,6 +156,21 @@ class Attack:
         if len(per_sample) not in (1, len(x)):
             raise ValueError(f"eps must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
         return per_sample.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
+
+
+def is_half(t: Tensor) -> bool:
+    return t.dtype in (torch.float16, torch.bfloat16)
+
+
+@contextlib.contextmanager
+def widened(oracle: InputGradient, x: Tensor) -> Iterator[Tensor]:
+    """x as an attack computes on it: a half-precision batch in float32, while the model is fed x's dtype."""
+    if is_half(x):
+        oracle.input_dtype = x.dtype
+    try:
+        yield x.detach().float() if is_half(x) else x.detach()
+    finally:
+        oracle.input_dtype = None
 
 
 def check_radius(eps: Any, name: str = "eps") -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..gradients import InputGradient
 from ..memory import Visit
-from .base import Attack, round_towards
+from .base import Attack, is_half, round_towards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class SecondOrderAttack(Attack):
         if not self.full_precision or self.precision is not None:
             return super().run(oracle, x, y, g0, visit)
         with _full_precision(oracle, x.device.type):
-            if x.dtype not in (torch.float16, torch.bfloat16):
+            if not is_half(x):
                 return super().run(oracle, x, y, g0, visit)
             x_adv = super().run(oracle, x.float(), y, None, visit)  # a half-precision g0 is no base of a difference
         return round_towards(x_adv, x.detach())
@@ -67,10 +67,6 @@ def without_tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
-
-
-def is_half(t: Tensor) -> bool:
-    return t.dtype in (torch.float16, torch.bfloat16)
 
 
 class _Float32:

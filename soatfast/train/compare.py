@@ -42,8 +42,8 @@ class CompareConfig:
     second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty, llr and stn
     regularise the loss on clean images."""
     attacks: tuple[str, ...] = QUICK
-    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, asod, autoattack (of torchattacks; a
-    minute or more a model)."""
+    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, asod, mifgsm, simba (black box, 200 steps),
+    autoattack (of torchattacks; a minute or more a model)."""
     eps: float = 0.2
     """Radius of training and evaluation, in pixel units of [0, 1]."""
     p: float = math.inf

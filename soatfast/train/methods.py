@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 
-from soatfast.attacks import ASOD, FGSM, HAAT, PGD, SOAE, FrankWolfe
+from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, SimBA
 from soatfast.crops import CropFlip
 from soatfast.evaluate.autoattack import AutoAttack
 from soatfast.losses import (
@@ -140,6 +140,8 @@ ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
     "soae-tr": ("SOAE tr %", lambda t: SOAE(eps=t.eps, p=t.p, variant="tr", steps=8, max_dim=4)),
     "haat": ("HAAT %", lambda t: HAAT(eps=t.eps, p=t.p, steps=7)),
     "asod": ("ASOD %", lambda t: ASOD(eps=t.eps, p=t.p, sigma=_sigma(t))),
+    "mifgsm": ("MI-FGSM %", lambda t: MIFGSM(eps=t.eps, p=t.p)),
+    "simba": ("SimBA %", lambda t: SimBA(eps=t.eps, p=t.p, steps=min(200, math.prod(t.shape)))),
     "autoattack": ("AutoAttack %", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes)),
 }
 """Evaluation columns: key -> (header, attack)."""

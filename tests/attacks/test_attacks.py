@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from soatfast.attacks import ASOD, FGSM, HAAT, PGD, SOAE, FrankWolfe, NearPGD
+from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, NearPGD, SimBA, TargetedPGD
 from soatfast.attacks.base import Attack, round_towards
 from soatfast.gradients import count_passes
 from soatfast.losses import (
@@ -53,6 +53,15 @@ ATTACKS = [
     SOAE(eps=0.1, steps=2, variant="tr", max_dim=2, targeted=True),
     HAAT(eps=0.1, steps=2, power=2),
     HAAT(eps=0.1, steps=2, power=1, variant="paper", random_start=True),
+    FrankWolfe(eps=0.1, steps=2, targeted=True),
+    MIFGSM(eps=0.1, steps=3),
+    MIFGSM(eps=0.5, p=2, steps=3, decay=0.5, step_size=0.2),
+    MIFGSM(eps=0.1, steps=2, objective="margin", targeted=True),
+    SimBA(eps=0.1, steps=8, early_stop=False, compact=False),
+    SimBA(eps=0.5, p=2, steps=8, step_size=0.4, basis="dct", early_stop=False, compact=False),
+    SimBA(eps=1.0, p=1, steps=8, step_size=0.6, targeted=True, early_stop=False, compact=False),
+    TargetedPGD(eps=0.1, steps=3, classes=4),
+    TargetedPGD(eps=0.5, p=2, steps=3, rule="least-likely", random_start=False),
     ASOD(eps=0.1, steps=3, samples=2, sigma=0.1, step_size=0.05),
     ASOD(eps=1.0, p=1, steps=3, samples=1, sigma=0.0),
     ASOD(eps=0.5, p=2, steps=2, samples=1, sigma=0.0, objective="margin"),
@@ -63,7 +72,7 @@ def draws(attack: Attack) -> bool:
     """Whether two calls differ."""
     if isinstance(attack, ASOD):
         return attack.sigma > 0
-    return isinstance(attack, HAAT) or (isinstance(attack, PGD) and attack.random_start)
+    return isinstance(attack, (HAAT, SimBA)) or getattr(attack, "random_start", False)
 
 
 DETERMINISTIC = [a for a in ATTACKS if not draws(a)]
@@ -221,7 +230,7 @@ def test_plain_callable_as_model(deterministic):
     assert torch.equal(deterministic(lambda x: model(x), x, y), deterministic(model, x, y))
 
 
-CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD]
+CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, SimBA, TargetedPGD]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -292,7 +301,7 @@ BAD_BATCHES = [
     (lambda x, y: (x, y.to("meta")), ValueError, "x and y must be on one device, got cpu and meta"),
 ]
 USERS = [
-    *[(cls.__name__, cls()) for cls in CLASSES],
+    *[(cls.__name__, SimBA(steps=4) if cls is SimBA else cls()) for cls in CLASSES],
     ("AdversarialTraining", AdversarialTraining(attack=PGD(steps=2))),
     ("CrossEntropy", CrossEntropy()),
     ("SCORPIO", SCORPIO()),

@@ -301,3 +301,18 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="compare runs in one process"):
         compare(CompareConfig(run_dir=tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+@pytest.mark.parametrize("p", [2, math.inf])
+def test_every_column_of_this_package_attacks_a_small_net(p, shape):
+    """simba takes no more steps than an 8x8 digit has pixels."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), 10))
+    x, y = torch.rand(4, *shape), torch.arange(4)
+    task = Task(eps=0.1, samples=4, shape=shape, p=p)
+    for key, (header, make) in ATTACKS.items():
+        if key in ("clean", "autoattack") or (key == "haat" and p == 2):
+            continue
+        x_adv = make(task)(model, x, y)
+        assert header.endswith(" %") and (x_adv - x).flatten(1).norm(p, dim=1).max() <= 0.1 * (1 + 1e-5)
+    assert not {"mifgsm", "simba"} & set(QUICK)
