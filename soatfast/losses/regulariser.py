@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks.base import check_batch
-from ..attacks.second_order import is_half, without_tf32
+from ..attacks.base import check_batch, is_half
+from ..attacks.second_order import without_tf32
 from ..gradients import InputGradient, Mode
 from ..passes import Passes
 from .base import Loss, mean, sample_losses
