@@ -37,16 +37,16 @@ def accuracies(labels: Sequence[str], series: Sequence[tuple[str, str, Sequence[
     return _png(figure)
 
 
-def losses(histories: dict[str, list[dict[str, Any]]]) -> bytes:
-    """The loss of each epoch, on a logarithmic axis where it stays above 0."""
-    figure, axis = _axis(7.2, 3.8 + 0.12 * len(histories))
-    for index, (label, history) in enumerate(histories.items()):
-        style = ("-", "--", ":")[index // len(PALETTE) % 3]
-        values = [row["loss"] for row in history]
-        axis.plot(
-            [row["epoch"] for row in history], values, style, color=PALETTE[index % len(PALETTE)], label=label, lw=1.6
-        )
-    if all(row["loss"] > 0 for history in histories.values() for row in history):
+def losses(series: Sequence[tuple[str, str, list[dict[str, Any]]]]) -> bytes:
+    """The loss of each epoch, on a logarithmic axis where it stays above 0; series: (label, colour, history)."""
+    figure, axis = _axis(7.2, 3.8 + 0.12 * len(series))
+    drawn: list[str] = []
+    for label, shade, history in series:
+        style = ("-", "--", ":", "-.")[drawn.count(shade) % 4]  # a method's seeds share its colour
+        drawn.append(shade)
+        epochs, values = [row["epoch"] for row in history], [row["loss"] for row in history]
+        axis.plot(epochs, values, style, color=shade, label=label, lw=1.6)
+    if all(row["loss"] > 0 for _, _, history in series for row in history):
         axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.set_ylabel("training loss")

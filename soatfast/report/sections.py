@@ -91,7 +91,11 @@ def _attacks(results: dict[str, Any]) -> Section:
 
 
 def _training(runs: dict[str, dict[str, Any]]) -> Section:
-    png = figures.losses({label: run["history"] for label, run in runs.items()})
+    shades = {method.label: figures.colour(name) for name, method in METHODS.items()}
+    series = [
+        (label, shades.get(label.partition(", seed ")[0], "#333333"), run["history"]) for label, run in runs.items()
+    ]
+    png = figures.losses(series)
     text = "Mean loss of each epoch, of the loss that the method trains: values of different losses do not compare."
     return Section("Training", text, pictures=(Picture("training", png, "training loss by epoch"),))
 
