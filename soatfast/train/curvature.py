@@ -37,8 +37,8 @@ class CurvatureConfig:
     max_dim: int = 20
     """Lanczos steps: Hessian-vector products for each sample."""
     scheme: Literal["exact", "fe", "cd"] = "exact"
-    """How they are made. Differences in float32 take half the time, and on the demo's standard model a median of 0.039
-    in place of 0.024: their steps cross kinks of the ReLUs."""
+    """How they are made. Differences in float32 take half the time, but their steps cross kinks of ReLUs: on the
+    standard model of docs/second-order.md they gave a median of 0.147 in place of 0.026."""
     seed: int = 0
     """Which of a method's trainings, and the random start vectors."""
 
