@@ -44,7 +44,8 @@ class Finished:
             raise UserError(f"{weights} is not there: {name} was not trained with seed {seed}")
         shape = self.data.shape
         options = model_options(self.config["model"], self.config.get("width"), shape[-1])  # older versions: no width
-        model = build_model(self.config["model"], shape[0], self.data.classes, **options)
+        with torch.random.fork_rng(devices=[]):  # the fresh weights, which are not kept, are drawn
+            model = build_model(self.config["model"], shape[0], self.data.classes, **options)
         checkpoint.load_weights(model, weights)
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
