@@ -42,6 +42,8 @@ def test_the_command_writes_pictures_values_and_table(run_dir, capsys):
     assert written["labels"][:3] == [0, 1, 2]
     for method in ("standard", "pgd4"):
         found = written["methods"][method]
+        pairs = zip(found["predictions"], written["labels"], strict=True)
+        assert found["correct"] == [said == label for said, label in pairs]
         assert max(found["attacked"]["linf"]) == pytest.approx(0.2)
         assert max(found["contrastive"]["negative"]["l2"]) <= 4 * (1 + 1e-5)
         assert found["cem"]["negative"]["labels"] == found["predictions"]
