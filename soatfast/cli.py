@@ -1,4 +1,4 @@
-"""The command `soatfast`: `soatfast compare`, `curvature`, `report` and `doctor`.
+"""The command `soatfast`: `soatfast compare`, `curvature`, `explain`, `report` and `doctor`.
 
 Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from soatfast.evaluate.table import Table
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
+    from soatfast.train.explain import ExplainConfig
 
 _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows the traceback of an error."
 
@@ -62,13 +63,15 @@ def _run(words: list[str]) -> None:
     from soatfast.report import ReportConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
+    from soatfast.train.explain import ExplainConfig
 
     compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     curvature = Annotated[CurvatureConfig, tyro.conf.subcommand("curvature")]
+    explain = Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     report = Annotated[ReportConfig, tyro.conf.subcommand("report")]
     doctor = Annotated[Doctor, tyro.conf.subcommand("doctor")]
     command = tyro.cli(
-        compare | curvature | report | doctor,  # type: ignore[operator]
+        compare | curvature | explain | report | doctor,  # type: ignore[operator]
         args=words,
         prog="soatfast",
         description=_ABOUT,
@@ -78,6 +81,8 @@ def _run(words: list[str]) -> None:
         _compare(command)
     elif isinstance(command, CurvatureConfig):
         _curvature(command)
+    elif isinstance(command, ExplainConfig):
+        _explain(command)
     elif isinstance(command, ReportConfig):
         from soatfast.report import report as write_report
 
@@ -104,6 +109,19 @@ def _curvature(config: CurvatureConfig) -> None:
         table = curvature(config, progress)
     _show(table, console)
     print(f"written to {config.run_dir}: curvature.md, curvature.json, curvature.png")
+
+
+def _explain(config: ExplainConfig) -> None:
+    from rich.console import Console
+
+    from soatfast.train.explain import explain
+    from soatfast.train.progress import make_progress
+
+    console = Console()
+    with make_progress(console) as progress:
+        table = explain(config, progress)
+    _show(table, console)
+    print(f"written to {config.run_dir}: explain.md, explain.json, and the pictures in {config.run_dir / 'explain'}")
 
 
 def _compare(config: CompareConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from soatfast.evaluate.pictures import PALETTE
 from soatfast.evaluate.table import Column, Table
 from soatfast.gradients import InputGradient
 from soatfast.train import checkpoint
-from soatfast.train.data import load_data
-from soatfast.train.errors import UserError
+from soatfast.train.finished import Finished, open_comparison
 from soatfast.train.methods import METHODS
-from soatfast.train.models import build_model, model_options
 from soatfast.train.progress import Progress
 
 _BATCH = 100
@@ -54,41 +52,29 @@ def curvature(config: CurvatureConfig, progress: Progress | None = None) -> Tabl
     Raises UserError where the folder is no finished comparison or lacks a method or seed.
     """
     progress = progress or Progress()
-    path = config.run_dir / "results.json"
-    if not path.is_file():
-        raise UserError(f"{path} is not there: run soatfast compare --run-dir {config.run_dir} first")
-    made = checkpoint.read_json(path)["config"]
-    names = list(config.methods or made["methods"])
-    unknown = [name for name in names if name not in made["methods"]]
-    if unknown:
-        raise UserError(f"{config.run_dir} has {', '.join(made['methods'])}, not {', '.join(unknown)}")
-    data = load_data(made["data"], made["data_root"], False)
+    found = open_comparison(config.run_dir)
+    names, data = found.methods(config.methods), found.data
     count = min(config.samples, len(data.test))  # type: ignore[arg-type]
     x, y = (torch.stack(column) for column in zip(*(data.test[i] for i in range(count)), strict=True))
     values: dict[str, Tensor] = {}
     for index, name in enumerate(names):
         progress.stage(METHODS[name].label, index, len(names))
-        values[name] = _values(config, made, name, x, y, data.classes)
+        values[name] = _values(config, found, name, x, y)
     table = _table(values, config, count)
-    found = {name: value.tolist() for name, value in values.items()}
-    written = {"config": checkpoint.describe(config), "table": table.to_json(), "values": found}
+    listed = {name: value.tolist() for name, value in values.items()}
+    written = {"config": checkpoint.describe(config), "table": table.to_json(), "values": listed}
     checkpoint.write_json(config.run_dir / "curvature.json", written)
     checkpoint.write_text(config.run_dir / "curvature.md", table.to_markdown())
     _picture(config.run_dir / "curvature.png", values)
     return table
 
 
-def _values(config: CurvatureConfig, made: dict[str, Any], name: str, x: Tensor, y: Tensor, classes: int) -> Tensor:
-    weights = config.run_dir / name / f"seed-{config.seed}" / checkpoint.WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"{weights} is not there: {name} was not trained with seed {config.seed}")
-    size = model_options(made["model"], made.get("width"), x.shape[-1])  # a folder of an older version has no width
-    model = build_model(made["model"], x.shape[1], classes, **size)
-    checkpoint.load_weights(model, weights)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _values(config: CurvatureConfig, found: Finished, name: str, x: Tensor, y: Tensor) -> Tensor:
+    model = found.model(name, config.seed)
+    device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed)
     parts = []
-    with InputGradient(model.to(device)) as oracle:
+    with InputGradient(model) as oracle:
         for some, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
             some, labels = some.to(device), labels.to(device)
             pair = top_eigenpair(

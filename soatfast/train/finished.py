@@ -1,0 +1,64 @@
+"""A finished comparison's folder, opened again: its options, its data and its models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from soatfast.train import checkpoint
+from soatfast.train.data import Data, load_data
+from soatfast.train.errors import UserError
+from soatfast.train.models import build_model, model_options
+
+
+@dataclass(frozen=True)
+class Finished:
+    """config: the options of the comparison, in JSON's terms. data: what it trained on and held out."""
+
+    folder: Path
+    config: dict[str, Any] = field(repr=False)
+    data: Data = field(repr=False)
+
+    @property
+    def p(self) -> float:
+        """The norm of the ball; a folder of an older version says none, and had Linf."""
+        return float(self.config.get("p", math.inf))
+
+    def methods(self, wanted: Sequence[str]) -> list[str]:
+        """The wanted methods, by default all; UserError for one that the comparison has not."""
+        unknown = [name for name in wanted if name not in self.config["methods"]]
+        if unknown:
+            raise UserError(f"{self.folder} has {', '.join(self.config['methods'])}, not {', '.join(unknown)}")
+        return list(wanted or self.config["methods"])
+
+    def model(self, name: str, seed: int) -> nn.Module:
+        """The trained model on the device at hand, in eval mode; UserError where its weights are not there."""
+        weights = self.folder / name / f"seed-{seed}" / checkpoint.WEIGHTS
+        if not weights.is_file():
+            raise UserError(f"{weights} is not there: {name} was not trained with seed {seed}")
+        shape = self.data.shape
+        options = model_options(self.config["model"], self.config.get("width"), shape[-1])  # older versions: no width
+        with torch.random.fork_rng(devices=[]):  # the fresh weights, which are not kept, are drawn
+            model = build_model(self.config["model"], shape[0], self.data.classes, **options)
+        checkpoint.load_weights(model, weights)
+        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_comparison(folder: Path) -> Finished:
+    """What `soatfast compare` wrote into the folder; UserError where it did not, or did not finish."""
+    path = folder / "results.json"
+    if not path.is_file():
+        if any(folder.glob(f"*/seed-*/{checkpoint.OPTIONS}")):
+            raise UserError(f"{folder} holds an unfinished comparison: the same soatfast compare goes on with it")
+        raise UserError(f"{path} is not there: run soatfast compare --run-dir {folder} first")
+    results = checkpoint.read_json(path)
+    config = results.get("config") if isinstance(results, dict) else None
+    if not isinstance(config, dict) or not {"methods", "model", "data", "eps"} <= config.keys():
+        raise UserError(f"{path} is not what soatfast compare writes: run soatfast compare --run-dir {folder} again")
+    return Finished(folder, config, load_data(config["data"], config.get("data_root"), False))
