@@ -18,8 +18,8 @@ from soatfast.train import checkpoint
 from soatfast.train.data import load_data
 from soatfast.train.errors import UserError
 from soatfast.train.methods import METHODS
-from soatfast.train.models import build_model, model_options
 from soatfast.train.progress import Progress
+from soatfast.train.specs import make_model
 
 _BATCH = 100
 
@@ -81,8 +81,8 @@ def _values(config: CurvatureConfig, made: dict[str, Any], name: str, x: Tensor,
     weights = config.run_dir / name / f"seed-{config.seed}" / checkpoint.WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights} is not there: {name} was not trained with seed {config.seed}")
-    size = model_options(made["model"], made.get("width"), x.shape[-1])  # a folder of an older version has no width
-    model = build_model(made["model"], x.shape[1], classes, **size)
+    width = made.get("width")  # a folder of an older version has none
+    model = make_model(made["model"], x.shape[1:], classes, width)
     checkpoint.load_weights(model, weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
 from soatfast.crops import CropFlip
@@ -65,7 +67,7 @@ def _soat(variant: Literal["newton", "tr"]) -> Callable[[Task], Loss]:
 
 
 # mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
-# For a model that has one, `_suited` makes it "eval", but for SORA, whose two gradients must be of one function.
+# For a model that has one, `suited` makes it "eval", but for SORA, whose two gradients must be of one function.
 METHODS: dict[str, Method] = {
     "standard": Method("standard", lambda t: CrossEntropy()),
     "pgd10": Method("PGD-10 training", _pgd(10)),
@@ -119,3 +121,13 @@ ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
 """Evaluation columns: key -> (header, attack)."""
 # SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40.
 QUICK = ("clean", "fgsm", "pgd40", "quadratic")
+
+
+def suited(loss: Loss, model: nn.Module) -> Loss:
+    """The loss as it is for a model that train mode does not change; else with its attack in eval mode."""
+    changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if not any(isinstance(module, changing) for module in model.modules()):
+        return loss
+    if isinstance(loss, AdversarialTraining):
+        return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, mode="eval"))
+    return dataclasses.replace(loss, mode="eval") if isinstance(loss, (SCORPIO, TRADES, MART)) else loss
