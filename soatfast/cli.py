@@ -1,4 +1,4 @@
-"""The command `soatfast`: `soatfast compare`, `soatfast curvature` and `soatfast doctor`.
+"""The command `soatfast`: train, attack, compare, curvature, bench and doctor.
 
 Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
 """
@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from soatfast.bench import BenchConfig
     from soatfast.evaluate.table import Table
+    from soatfast.train.attack import AttackConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
+    from soatfast.train.training import TrainingConfig
 
 _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows the traceback of an error."
 
@@ -59,20 +62,32 @@ def _run(words: list[str]) -> None:
     import tyro
 
     import soatfast
+    from soatfast.bench import BenchConfig
+    from soatfast.train.attack import AttackConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
+    from soatfast.train.training import TrainingConfig
 
+    train = Annotated[TrainingConfig, tyro.conf.subcommand("train")]
+    attack = Annotated[AttackConfig, tyro.conf.subcommand("attack")]
     compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     curvature = Annotated[CurvatureConfig, tyro.conf.subcommand("curvature")]
+    bench = Annotated[BenchConfig, tyro.conf.subcommand("bench")]
     doctor = Annotated[Doctor, tyro.conf.subcommand("doctor")]
     command = tyro.cli(
-        compare | curvature | doctor,  # type: ignore[operator]
+        train | attack | compare | curvature | bench | doctor,  # type: ignore[operator]
         args=words,
         prog="soatfast",
         description=_ABOUT,
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    if isinstance(command, CompareConfig):
+    if isinstance(command, TrainingConfig):
+        _train(command)
+    elif isinstance(command, AttackConfig):
+        _attack(command)
+    elif isinstance(command, BenchConfig):
+        _bench(command)
+    elif isinstance(command, CompareConfig):
         _compare(command)
     elif isinstance(command, CurvatureConfig):
         _curvature(command)
@@ -85,6 +100,47 @@ def _show(table: Table, console: Console) -> None:
         console.print(table.to_rich())
     else:
         print(table.to_markdown())
+
+
+def _train(config: TrainingConfig) -> None:
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from soatfast.train.progress import make_progress
+    from soatfast.train.training import training
+
+    console = Console(quiet=not PartialState().is_main_process)
+    with make_progress(console) as progress:
+        table = training(config, progress)
+    if PartialState().is_main_process:
+        _show(table, console)
+        print(f"written to {config.run_dir}: model.safetensors, options.json, result.json, accuracy.json")
+
+
+def _attack(config: AttackConfig) -> None:
+    from rich.console import Console
+
+    from soatfast.train.attack import attack
+    from soatfast.train.progress import make_progress
+
+    console = Console()
+    with make_progress(console) as progress:
+        table = attack(config, progress)
+    _show(table, console)
+    print(f"written to {config.run_dir}: adversarial.npz, options.json, attack.json, attack.md")
+
+
+def _bench(config: BenchConfig) -> None:
+    from rich.console import Console
+
+    from soatfast.bench import bench
+    from soatfast.train.progress import make_progress
+
+    console = Console()
+    with make_progress(console) as progress:
+        text = bench(config, progress)
+    print(text)
+    print(f"written to {config.run_dir}: bench.md, bench.json, options.json")
 
 
 def _curvature(config: CurvatureConfig) -> None:

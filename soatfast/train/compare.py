@@ -22,7 +22,7 @@ from soatfast.evaluate.table import Column, Table
 from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
-from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, suited
+from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited
 from soatfast.train.progress import Progress
 from soatfast.train.specs import check_width, make_model
 from soatfast.train.trainer import TrainConfig, TrainResult, train
@@ -76,10 +76,7 @@ class CompareConfig:
         missing = [name for name in ("clean", "pgd40") if name not in self.attacks]
         if missing:
             raise ValueError(f"the table and picture need the attacks clean and pgd40, got {', '.join(self.attacks)}")
-        if self.p not in (2, math.inf):
-            raise ValueError(f"p must be 2 or inf, got {self.p}")
-        if not 0 <= self.eps < math.inf or (self.p == math.inf and self.eps > 1):
-            raise ValueError(f"eps must be finite and at least 0, and for p = inf at most 1, got {self.eps}")
+        check_ball(self.eps, self.p)
         check_width(self.model, self.width)
         for name in ("seeds", "train_samples", "test_samples"):
             value = getattr(self, name)

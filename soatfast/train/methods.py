@@ -131,3 +131,11 @@ def suited(loss: Loss, model: nn.Module) -> Loss:
     if isinstance(loss, AdversarialTraining):
         return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, mode="eval"))
     return dataclasses.replace(loss, mode="eval") if isinstance(loss, (SCORPIO, TRADES, MART)) else loss
+
+
+def check_ball(eps: float, p: float) -> None:
+    """Raise ValueError unless all methods and attacks of the tables know this ball."""
+    if p not in (2, math.inf):
+        raise ValueError(f"p must be 2 or inf, got {p}")
+    if not 0 <= eps < math.inf or (p == math.inf and eps > 1):
+        raise ValueError(f"eps must be finite and at least 0, and for p = inf at most 1, got {eps}")

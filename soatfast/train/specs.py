@@ -39,8 +39,7 @@ class Subject:
 
     data: str = "mnist5k"
     """mnist5k (4 000 digits to train on, 1 000 held out), digits8 (8x8 digits), mnist, cifar10, svhn, npz:PATH (arrays
-    x_train, y_train, x_test, y_test, or x, y) or imagefolder:PATH (train/CLASS/*.png and test/CLASS, or CLASS/*.png).
-    The published sets and your own are described under soatfast.train.load_data."""
+    x_train, y_train, x_test, y_test, or x, y) or imagefolder:PATH (train/CLASS/*.png and test/CLASS, or CLASS/*)."""
     data_root: Path | None = None
     """Folder of the published files of mnist, cifar10 and svhn."""
     download: bool = False
