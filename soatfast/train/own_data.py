@@ -72,7 +72,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         file = np.load(path, allow_pickle=False)
     except Exception as error:
-        raise MissingDataError(f"{path} is damaged, truncated or no NPZ file: {error}") from error
+        raise MissingDataError(f"{path} is damaged, truncated or no NPZ file{_why(error)}") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise MissingDataError(f"{path} is no NPZ file: it holds one array without a name")
     content = {}
@@ -83,8 +83,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             try:
                 content[name] = file[name]
             except Exception as error:
-                raise MissingDataError(f"{path}, {name}: damaged, truncated or no plain array: {error}") from error
+                raise MissingDataError(f"{path}, {name}: damaged, truncated or no plain array{_why(error)}") from error
     return content
+
+
+def _why(error: Exception) -> str:
+    """NumPy's reason, but not its advice to unpickle."""
+    return "; pickled objects are not read" if "pickle" in str(error) else f": {error}"
 
 
 def _layout(content: dict[str, np.ndarray], path: Path) -> str | None:

@@ -142,7 +142,7 @@ def test_a_data_file_is_never_unpickled(tmp_path):
     (tmp_path / "plain.npz").write_bytes(pickle.dumps(Evil(trace)))
     save(tmp_path / "inside.npz", x=np.array([Evil(trace)] * 2, object), y=np.arange(2))
     for name in ("plain", "inside"):
-        with pytest.raises(MissingDataError, match=f"{name}.npz"):
+        with pytest.raises(MissingDataError, match=rf"{name}\.npz.*; pickled objects are not read$"):
             load_data(f"npz:{tmp_path / name}.npz")
         assert not trace.exists()
     pickle.loads(pickle.dumps(Evil(trace)))
