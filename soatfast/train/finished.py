@@ -14,7 +14,7 @@ from torch import nn
 from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
-from soatfast.train.models import build_model, model_options
+from soatfast.train.specs import make_model
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,9 @@ class Finished:
         weights = self.folder / name / f"seed-{seed}" / checkpoint.WEIGHTS
         if not weights.is_file():
             raise UserError(f"{weights} is not there: {name} was not trained with seed {seed}")
-        shape = self.data.shape
-        options = model_options(self.config["model"], self.config.get("width"), shape[-1])  # older versions: no width
+        width = self.config.get("width")  # a folder of an older version has none
         with torch.random.fork_rng(devices=[]):  # the fresh weights, which are not kept, are drawn
-            model = build_model(self.config["model"], shape[0], self.data.classes, **options)
+            model = make_model(self.config["model"], self.data.shape, self.data.classes, width)
         checkpoint.load_weights(model, weights)
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

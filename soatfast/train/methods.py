@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, SimBA
 from soatfast.crops import CropFlip
@@ -83,7 +85,7 @@ def _sigma(t: Task) -> float:
 
 
 # mode="keep": the default model has no layer that train mode changes, and SCORPIO can then share its clean pass.
-# For a model that has one, `_suited` makes it "eval", but for SORA, whose two gradients must be of one function.
+# For a model that has one, `suited` makes it "eval", but for SORA, whose two gradients must be of one function.
 METHODS: dict[str, Method] = {
     "standard": Method("standard", lambda t: CrossEntropy()),
     "pgd10": Method("PGD-10 training", _pgd(10)),
@@ -147,3 +149,22 @@ ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
 """Evaluation columns: key -> (header, attack)."""
 # SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40; ASOD makes 200.
 QUICK = ("clean", "fgsm", "pgd40", "quadratic")
+
+
+def suited(loss: Loss, model: nn.Module) -> Loss:
+    """The loss as it is for a model that train mode does not change; else with its attack in eval mode."""
+    changing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if not any(isinstance(module, changing) for module in model.modules()):
+        return loss
+    if isinstance(loss, AdversarialTraining):
+        return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, mode="eval"))
+    known = hasattr(loss, "mode") and not isinstance(loss, SORA)  # SORA's two gradients must be of one function
+    return dataclasses.replace(loss, mode="eval") if known else loss  # type: ignore[call-arg]
+
+
+def check_ball(eps: float, p: float) -> None:
+    """Raise ValueError unless all methods and attacks of the tables know this ball."""
+    if p not in (2, math.inf):
+        raise ValueError(f"p must be 2 or inf, got {p}")
+    if not 0 <= eps < math.inf or (p == math.inf and eps > 1):
+        raise ValueError(f"eps must be finite and at least 0, and for p = inf at most 1, got {eps}")

@@ -57,7 +57,7 @@ class TrainConfig:
     """Shares of the loss's finite-difference step h in the first epochs, then all of it; CURE's: 0.033 0.13 0.27 0.6.
     A loss without h, or with its default None, is left alone."""
     seed: int = 0
-    """Fixes the data order and the random starts of attacks; in `soatfast compare` the first weights too."""
+    """Fixes the data order and the random starts of attacks; in the commands the first weights too."""
     precision: Literal["no", "bf16"] = "no"
     """Autocast of all network passes, those of the attack included."""
     channels_last: bool = False
@@ -167,6 +167,7 @@ def train(
     resume: bool = True,
     progress: Progress | None = None,
     check: bool = True,
+    about: dict[str, Any] | None = None,
 ) -> TrainResult:
     """Train `model` in place by `loss(model, x, y).backward()`; it ends on the device it was trained on.
 
@@ -176,6 +177,9 @@ def train(
     bit-identical weights. A finished run is loaded, not repeated; a folder with a run of other options is
     refused with RunFolderError. resume=False starts anew. Seconds and passes: see TrainResult; the counting
     step runs on a copy of the model before the clock starts.
+
+    `run_dir`/options.json names options, seed, versions and counted passes. about: more options in JSON's terms that
+    make the run what it is, as where the first weights came from; a run with others is refused.
 
     A loss with a PerturbationMemory (its attribute `memory`) is called as `loss(model, x, y, index, moves)`: the
     samples' numbers, and the moves of an augmented batch or None. The memory is saved and resumed with the rest; a new
@@ -192,7 +196,7 @@ def train(
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Progress()
     memory = _memory(loss, data, config, accelerator, check)
-    options = _options(model, loss, data, config, accelerator.num_processes)
+    options = _options(model, loss, data, config, accelerator.num_processes) | ({"about": about} if about else {})
     if not resume and main:
         checkpoint.remove_run(folder)
     accelerator.wait_for_everyone()
@@ -206,7 +210,7 @@ def train(
         progress.note("trained already")
         return TrainResult(**checkpoint.read_json(folder / checkpoint.RESULT))
     if main:
-        checkpoint.write_json(folder / checkpoint.OPTIONS, options)
+        checkpoint.write_options(folder, options)
 
     set_seed(config.seed, device_specific=True)
     if config.channels_last:
@@ -237,6 +241,8 @@ def train(
             if memory is not None:
                 checkpoint.load_memory(saved[-1], memory)
             progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
+        if main:
+            checkpoint.write_options(folder, options, state.passes)
         progress.begin(config.epochs, len(batches), state.epoch)
         for epoch in range(state.epoch, config.epochs):
             row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress, guard)

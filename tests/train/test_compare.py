@@ -13,9 +13,9 @@ import torch
 
 from soatfast.losses import CrossEntropy
 from soatfast.train import RunFolderError, TrainConfig, checkpoint, load_data
-from soatfast.train.compare import CompareConfig, _suited, compare
+from soatfast.train.compare import CompareConfig, compare
 from soatfast.train.errors import UserError
-from soatfast.train.methods import ATTACKS, DEMO, METHODS, QUICK, Method, Task
+from soatfast.train.methods import ATTACKS, DEMO, METHODS, QUICK, Method, Task, suited
 from soatfast.train.models import build_model
 from soatfast.train.progress import Progress
 
@@ -279,11 +279,11 @@ def test_attacks_run_in_eval_mode_where_train_mode_changes_the_model():
     regularised = ("soar", "cure", "gradient-penalty", "llr", "stn")
     for name in ("pgd10", "scorpio", "pgd4", "replay", "atta", "scorpio-replay", "trades", "mart", *regularised):
         loss = METHODS[name].loss(TASK)
-        assert _suited(loss, cnn) is loss
-        suited = _suited(loss, resnet)
-        assert getattr(suited, "mode", None) == "eval" or suited.attack.mode == "eval"
-    assert _suited(CrossEntropy(), resnet) == CrossEntropy()
-    assert _suited(METHODS["sora"].loss(TASK), resnet).mode == "keep", "both its gradients are of one function"
+        assert suited(loss, cnn) is loss
+        changed = suited(loss, resnet)
+        assert getattr(changed, "mode", None) == "eval" or changed.attack.mode == "eval"
+    assert suited(CrossEntropy(), resnet) == CrossEntropy()
+    assert suited(METHODS["sora"].loss(TASK), resnet).mode == "keep", "both its gradients are of one function"
 
 
 @pytest.mark.parametrize("p", [math.inf, 2])

@@ -201,7 +201,7 @@ def test_damaged_svhn_is_named(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="mnist5k, digits8, mnist, cifar10, svhn, got 'imagenet'"):
+    with pytest.raises(ValueError, match="cifar10, svhn, npz:PATH, imagefolder:PATH, got 'imagenet'"):
         load_data("imagenet")
 
 

@@ -1,0 +1,126 @@
+"""`soatfast train`: one model by one method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+
+from soatfast.evaluate.accuracy import accuracy
+from soatfast.evaluate.table import Column, Table
+from soatfast.losses import Loss
+from soatfast.train import checkpoint
+from soatfast.train.choices import ATTACK_CLASSES, LOSS_CLASSES, Choice, as_loss, subcommands
+from soatfast.train.methods import METHODS, Task, check_ball, suited
+from soatfast.train.progress import Progress
+from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.trainer import TrainConfig, TrainResult, train
+
+ACCURACY = "accuracy.json"
+_DEFAULT = "pgd10"
+
+if TYPE_CHECKING:
+    Own = Choice | None
+else:
+    Own = subcommands({**LOSS_CLASSES, **ATTACK_CLASSES}, "the method that --method names")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Train one model by one method; the same command goes on after an interruption."""
+
+    run_dir: Path = Path("runs/train")
+    """Folder of everything written; a training found there is gone on with."""
+    method: str = _DEFAULT
+    """A method of soatfast compare: standard, pgd10, scorpio, replay, trades, ... In its place a loss can be named at
+    the end of the command, with its own options, or an attack, and the training is on its examples."""
+    eps: float = 0.2
+    """Radius of the training, in pixel units of [0, 1]."""
+    p: float = math.inf
+    """Norm of the ball: inf or 2 (an attack named at the end may know others)."""
+    subject: Subject = field(default_factory=Subject)
+    train_samples: int | None = None
+    """Use only the first so many training samples."""
+    test_samples: int | None = None
+    """Use only the first so many held-out samples."""
+    fresh: bool = False
+    """Delete the training in run_dir and begin anew."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    own: Own = None
+    """A loss, or an attack to train on, by class name."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.own is None:
+            check_ball(self.eps, self.p)
+        elif self.method != _DEFAULT:
+            raise ValueError(f"either --method {self.method} or {self.own.of.__name__} at the end, got both")
+        else:
+            self.own.make(self.eps, self.p)
+        weights = self.subject.weights
+        if weights is not None and weights.resolve().parent == self.run_dir.resolve():
+            raise ValueError(f"the weights to start from lie in run_dir itself, got {weights}; use another run_dir")
+        for name in ("train_samples", "test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def label(self) -> str:
+        return METHODS[self.method].label if self.own is None else self.own.of.__name__
+
+    def loss(self, task: Task) -> Loss:
+        return METHODS[self.method].loss(task) if self.own is None else as_loss(self.own.make(self.eps, self.p))
+
+
+def training(config: TrainingConfig, progress: Progress | None = None) -> Table:
+    """Train, or go on with what run_dir holds; write the weights, options and accuracy; return the table.
+
+    The folder: options.json (options, seed, versions, counted passes), model.safetensors, result.json (seconds and the
+    epochs), accuracy.json (on clean held-out samples).
+    """
+    progress = progress or Progress()
+    checkpoint.make_writable(config.run_dir)
+    data = config.subject.load_data().first(config.train_samples, config.test_samples)
+    torch.manual_seed(config.train.seed)
+    model = config.subject.make_model(data)
+    weights = None if config.subject.weights is None else fingerprint(model)
+    samples = len(data.train)  # type: ignore[arg-type]
+    task = Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
+    loss = suited(config.loss(task), model)
+    about = {
+        "command": "train",
+        "method": config.method if config.own is None else config.label,
+        "model": config.subject.model,
+        "width": config.subject.width,
+        "weights": weights,
+    }
+    progress.stage(config.label, 0, 1)
+    result = train(model, loss, data, config.train, config.run_dir, not config.fresh, progress, about=about)
+    found = accuracy(model, data.test)
+    if PartialState().is_main_process:
+        shown = {"clean": found.accuracy, "samples": len(found.correct)}
+        checkpoint.write_json(config.run_dir / ACCURACY, shown)
+    return _table(config, result, 100 * found.accuracy, len(found.correct))
+
+
+def _table(config: TrainingConfig, result: TrainResult, percent: float, samples: int) -> Table:
+    columns = [
+        Column("method", "method"),
+        Column("clean", "clean %"),
+        Column("forward", "F/step", 0),
+        Column("backward_input", "B-in/step", 0),
+        Column("backward_parameters", "B-par/step", 0),
+        Column("seconds", "training s"),
+    ]
+    row: dict[str, Any] = {"method": config.label, "clean": percent, "seconds": result.seconds, **result.passes}
+    note = (
+        f"Accuracy on {samples} held-out samples. F, B-in, B-par: forward passes, backward passes to the input and to "
+        f"the parameters, counted on one training step."
+    )
+    return Table(f"{config.subject.model} on {config.subject.data}, {config.train.epochs} epochs", columns, [row], note)
