@@ -57,6 +57,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
     check_labels(y, first.shape[1])
     if not bool(first.isfinite().all()):
         warnings.warn("the model's logits are not finite on clean input", EvaluationWarning, stacklevel=3)
+        return
     if looks_like_softmax(first):
         warnings.warn(
             "the model returns probabilities, not logits: cross-entropy of them has vanishing gradients, and attacks "
@@ -81,4 +82,5 @@ def looks_like_softmax(logits: Tensor) -> bool:
     (True, False)
     """
     wide = logits.double()
-    return bool(((wide >= 0).all() & ((wide.sum(1) - 1).abs() < 1e-3).all()).item())
+    rounding = max(1e-3, torch.finfo(logits.dtype).eps * logits.shape[1])
+    return bool(((wide >= 0).all() & ((wide.sum(1) - 1).abs() < rounding).all()).item())

@@ -19,6 +19,8 @@ from soatfast.evaluate.suite import CLEAN, Report, SuiteResult, suite
 from soatfast.evaluate.watch import can_watch
 from soatfast.passes import Passes
 
+_ROUNDING = 1e-9  # of a difference of two shares
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -43,7 +45,7 @@ class Curve:
         """
         last, found = self.accuracy[-1], None
         for place, value in reversed(list(zip(self.at, self.accuracy, strict=True))[:-1]):
-            if value - last > tolerance:
+            if value - last > tolerance + _ROUNDING:
                 break
             found = place
         return found
@@ -51,7 +53,7 @@ class Curve:
     def rises(self, tolerance: float = 0.0) -> list[tuple[float, float]]:
         """Neighbours (from, to) between which the accuracy rises by more than `tolerance`: a sign of a weak attack."""
         points = list(zip(self.at, self.accuracy, strict=True))
-        return [(a, b) for (a, low), (b, high) in itertools.pairwise(points) if high > low + tolerance]
+        return [(a, b) for (a, low), (b, high) in itertools.pairwise(points) if high > low + tolerance + _ROUNDING]
 
 
 def accuracy_against_eps(

@@ -8,6 +8,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+_WINDOW = 11
+_EDGE = _WINDOW // 2
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -42,10 +45,12 @@ def image_quality(x: Tensor, x_adv: Tensor, data_range: float = 1.0, batch_size:
     metrics = _torchmetrics()
     if x.shape != x_adv.shape or x.dim() != 4:
         raise ValueError(f"images must be (N, C, H, W) and alike, got {tuple(x.shape)} and {tuple(x_adv.shape)}")
-    if min(x.shape[2:]) < 11:
-        raise ValueError(f"SSIM's window is 11 x 11, got images of {x.shape[2]} x {x.shape[3]}")
+    if min(x.shape[2:]) < _WINDOW:
+        raise ValueError(f"SSIM's window is {_WINDOW} x {_WINDOW}, got images of {x.shape[2]} x {x.shape[3]}")
     if not 0 < data_range < float("inf"):
         raise ValueError(f"data_range must be positive and finite, got {data_range}")
+    if len(x) == 0:
+        return Quality(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
     psnr, ssim = [], []
     for a, b in zip(x.detach().split(batch_size), x_adv.detach().split(batch_size), strict=True):
         clean, changed = a.cpu().double(), b.cpu().double()  # a window's variance is a difference of large numbers
@@ -54,13 +59,12 @@ def image_quality(x: Tensor, x_adv: Tensor, data_range: float = 1.0, batch_size:
                 changed, clean, data_range=data_range, dim=(1, 2, 3), reduction="none"
             ).reshape(-1)
         )
-        ssim.append(
-            metrics.structural_similarity_index_measure(
-                changed, clean, data_range=data_range, gaussian_kernel=True, sigma=1.5, reduction="none"
-            ).reshape(-1)
+        _, local = metrics.structural_similarity_index_measure(
+            changed, clean, data_range=data_range, gaussian_kernel=True, sigma=1.5, return_full_image=True
         )
-    empty = torch.zeros(0, dtype=torch.float64)
-    return Quality(torch.cat([empty, *psnr]).double(), torch.cat([empty, *ssim]).double())
+        inside = local[..., _EDGE:-_EDGE, _EDGE:-_EDGE]  # torchmetrics averages over windows of mirrored pixels too
+        ssim.append(inside.flatten(1).mean(1))
+    return Quality(torch.cat(psnr).double(), torch.cat(ssim).double())
 
 
 def _torchmetrics() -> ModuleType:

@@ -173,7 +173,7 @@ def test_a_new_run_leaves_no_old_report(net, loader, tmp_path):
         suite(net, loader, STOPPING, folder=tmp_path, resume=False)
     calls[0] = 10**9
     assert not list(tmp_path.iterdir())
-    with pytest.raises(RunFolderError, match="there is no evaluation: expected the file .*evaluation.npz"):
+    with pytest.raises(RunFolderError, match=r"there is no evaluation: expected the file .*evaluation\.npz"):
         load_suite(tmp_path)
 
 
