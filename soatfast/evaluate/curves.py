@@ -123,7 +123,7 @@ def steps_plateau(
     base = PGD(eps=eps) if attack is None else attack
     x, y = gather(data)
     loader = list(batches(x, y, batch_size))
-    plain = base.restarts == 1 and not base.best
+    plain = type(base) is PGD and base.restarts == 1 and not base.best  # a subclass may make other passes as well
     if base.step_size is not None and plain and can_watch(base, x):
         longest = dataclasses.replace(base, steps=int(counts[-1]))
         result = suite(model, loader, {"pgd": longest}, folder=folder, seed=seed, progress=progress, compact=compact)
