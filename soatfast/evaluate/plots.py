@@ -64,7 +64,7 @@ def scatter_picture(path: Path, scatters: Sequence[tuple[str, Scatter]], white: 
     """
     if not scatters:
         raise ValueError("there are no scatters to draw")
-    figure, panels = _figure(title, (4.6 * len(scatters) + 0.3, 5.7), len(scatters))
+    figure, panels = _figure(title, (4.6 * len(scatters) + 0.3, 6.2), len(scatters))
     for axes, (heading, found) in zip(np.atleast_1d(panels), scatters, strict=True):
         everything = np.concatenate([found.white, found.black])
         low, high = float(everything.min()), float(everything.max())
