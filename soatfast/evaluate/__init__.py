@@ -1,6 +1,52 @@
-"""Evaluation: accuracy on clean and attacked inputs, tables, pictures."""
+"""Evaluation: accuracy under attacks, suites of them, curves, signs of masked gradients, image quality, tables."""
 
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy
+from soatfast.evaluate.autoattack import AutoAttack
+from soatfast.evaluate.checks import EvaluationWarning, RandomisedWarning, SoftmaxWarning
+from soatfast.evaluate.curves import Curve, accuracy_against_eps, steps_plateau
+from soatfast.evaluate.masking import (
+    Margins,
+    Scatter,
+    Sign,
+    compare_margins,
+    final_margins,
+    masking_signs,
+    signs_table,
+)
+from soatfast.evaluate.plots import curves_picture, scatter_picture
+from soatfast.evaluate.quality import Quality, image_quality
+from soatfast.evaluate.standard import standard_attacks
+from soatfast.evaluate.suite import AttackResult, SuiteResult, load_suite, progress_bar, suite
 from soatfast.evaluate.table import Column, Table, mean_and_spread
 
-__all__ = ["AccuracyResult", "Column", "Table", "accuracy", "mean_and_spread"]
+__all__ = [
+    "AccuracyResult",
+    "AttackResult",
+    "AutoAttack",
+    "Column",
+    "Curve",
+    "EvaluationWarning",
+    "Margins",
+    "Quality",
+    "RandomisedWarning",
+    "Scatter",
+    "Sign",
+    "SoftmaxWarning",
+    "SuiteResult",
+    "Table",
+    "accuracy",
+    "accuracy_against_eps",
+    "compare_margins",
+    "curves_picture",
+    "final_margins",
+    "image_quality",
+    "load_suite",
+    "masking_signs",
+    "mean_and_spread",
+    "progress_bar",
+    "scatter_picture",
+    "signs_table",
+    "standard_attacks",
+    "steps_plateau",
+    "suite",
+]

@@ -55,7 +55,7 @@ def accuracy(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if attack is not None and attack.targeted:
         raise ValueError("accuracy needs an untargeted attack: it is given the true labels, got targeted=True")
-    x, y = _gather(data)
+    x, y = gather(data)
     if len(x) == 0:
         raise ValueError("there are no samples to evaluate")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -65,7 +65,7 @@ def accuracy(
     try:
         with count_passes(model) as passes, torch.random.fork_rng():
             torch.manual_seed(seed)
-            correct = torch.cat([_right(model, a, b, device) for a, b in _batches(x, y, batch_size)])
+            correct = torch.cat([_right(model, a, b, device) for a, b in batches(x, y, batch_size)])
             active = correct.nonzero().flatten()
             attacked = 0 if attack is None else len(active)
             if attack is not None:
@@ -83,7 +83,7 @@ def accuracy(
     return AccuracyResult(share, correct, attacked, dataclasses.asdict(passes.total()), time.perf_counter() - start)
 
 
-def _gather(data: Samples) -> tuple[Tensor, Tensor]:
+def gather(data: Samples) -> tuple[Tensor, Tensor]:
     if isinstance(data, TensorDataset):
         x, y = data.tensors
     elif isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
@@ -98,7 +98,7 @@ def _gather(data: Samples) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _batches(x: Tensor, y: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+def batches(x: Tensor, y: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
     return zip(x.split(size), y.split(size), strict=True)
 
 

@@ -14,7 +14,7 @@ from soatfast.evaluate.table import mean_and_spread
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6F4E37", "#000000")
 """Mostly Okabe and Ito's colours, told apart by every kind of colour vision; markers differ as well."""
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _WRONG = "#B00020"
 
 
@@ -70,7 +70,7 @@ def _scatter(axes: Any, series: Sequence[Series], attack: str) -> None:
             accuracy,
             xerr=x_spread,
             yerr=y_spread,
-            fmt=_MARKERS[item.style % len(_MARKERS)],
+            fmt=MARKERS[item.style % len(MARKERS)],
             color=_colour(item),
             markersize=10,
             markeredgecolor="white",

@@ -7,90 +7,43 @@ is written under another name and then renamed, so that an interruption at any m
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from soatfast.errors import RunFolderError
+from soatfast.files import PARTIAL, describe, generators, make_writable, read_json, write_json, write_text
 from soatfast.memory import PerturbationMemory
-from soatfast.train.errors import RunFolderError
+
+__all__ = [
+    "OPTIONS",
+    "RESULT",
+    "WEIGHTS",
+    "check_options",
+    "checkpoints",
+    "describe",
+    "generators",
+    "load_memory",
+    "load_weights",
+    "make_writable",
+    "read_json",
+    "remove_run",
+    "save_checkpoint",
+    "save_weights",
+    "write_json",
+    "write_text",
+]
 
 OPTIONS, RESULT, WEIGHTS = "options.json", "result.json", "model.safetensors"
 _FACTS = ("versions", "passes")  # in options.json for the reader: a run is the same run with others
 _CHECKPOINT = "checkpoint-"
-_PARTIAL = ".partial"
 _MEMORY = "memory-rank"
-
-
-def describe(value: Any) -> Any:
-    """`value` in JSON's terms: a dataclass becomes its type and fields, a generator its seed."""
-    if isinstance(value, PerturbationMemory):
-        return {"type": type(value).__name__, **value.describe()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, torch.Generator):
-        return f"generator seeded {value.initial_seed()}"
-    if isinstance(value, torch.Tensor):
-        return describe(value.tolist())
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if callable(value):
-        return getattr(value, "__qualname__", type(value).__qualname__)
-    return str(value)
-
-
-def generators(value: Any) -> Iterator[torch.Generator]:
-    """Every torch.Generator in a dataclass and the dataclasses inside it, in field order."""
-    if isinstance(value, torch.Generator):
-        yield value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for f in dataclasses.fields(value):
-            yield from generators(getattr(value, f.name))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    partial = path.with_name(path.name + _PARTIAL)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); use another folder or --fresh") from error
-
-
-def make_writable(folder: Path) -> None:
-    """Make the folder and try it, so that hours of training do not end in a failed write."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise RunFolderError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
 
 
 def remove_run(folder: Path) -> None:
@@ -151,7 +104,7 @@ def save_checkpoint(
 ) -> None:
     """Save the training state after `epoch` epochs, then drop older ones. Called by every process."""
     final = folder / f"{_CHECKPOINT}{epoch:04d}"
-    partial = final.with_name(final.name + _PARTIAL)
+    partial = final.with_name(final.name + PARTIAL)
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -176,7 +129,7 @@ def load_memory(checkpoint: Path, memory: PerturbationMemory) -> None:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = path.with_name(path.name + PARTIAL)
     save_model(model, str(partial))
     os.replace(partial, path)
 

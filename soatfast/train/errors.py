@@ -1,19 +1,5 @@
-"""Errors that a user can cause and mend. The command line prints them as one line, without a traceback."""
+"""The errors of :mod:`soatfast.errors`, where training code looks for them."""
 
-from __future__ import annotations
+from soatfast.errors import MissingDataError, ModelError, RunFolderError, UserError
 
-
-class UserError(Exception):
-    """Something outside the program is missing or in the way; the message says what and how to mend it."""
-
-
-class MissingDataError(UserError):
-    """A data set is not there, its package is not installed, or one of its files is damaged."""
-
-
-class RunFolderError(UserError):
-    """A run folder cannot be written, or belongs to a run with other options."""
-
-
-class ModelError(UserError):
-    """A model cannot be imported or made, or a weights file is missing, damaged or not the model's."""
+__all__ = ["MissingDataError", "ModelError", "RunFolderError", "UserError"]

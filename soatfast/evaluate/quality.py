@@ -1,0 +1,75 @@
+"""How visible a perturbation is: PSNR and SSIM of each image, by torchmetrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_WINDOW = 11
+_EDGE = _WINDOW // 2
+
+
+@dataclass(frozen=True)
+class Quality:
+    """psnr (N,) in dB, inf where an image is unchanged; ssim (N,), 1 where it is. On the CPU, float64."""
+
+    psnr: Tensor = field(repr=False)
+    ssim: Tensor = field(repr=False)
+
+    @property
+    def mean(self) -> tuple[float, float]:
+        """(mean PSNR, mean SSIM); unchanged images make the first inf."""
+        return float(self.psnr.mean()), float(self.ssim.mean())
+
+
+def image_quality(x: Tensor, x_adv: Tensor, data_range: float = 1.0, batch_size: int = 250) -> Quality:
+    r"""Of each image x_adv[i] against x[i], both (N, C, H, W).
+
+    PSNR = 10 log10(data_range^2 / MSE) over all pixels and channels of one image; data_range is 1 for images in
+    [0, 1] (a PSNR of [0, 1] images with 255 in its place is 48.1 dB too high). SSIM is Wang et al.'s (2004): Gaussian
+    window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, mean over the windows that lie inside the image.
+
+    Raises:
+        ImportError: torchmetrics is not there.
+        ValueError: shapes differ or are not (N, C, H, W), or a side is shorter than the window.
+
+    >>> import torch
+    >>> x = torch.full((2, 1, 16, 16), 0.5)
+    >>> found = image_quality(x, x + torch.tensor([0.0, 0.1]).view(2, 1, 1, 1))
+    >>> found.psnr, found.ssim
+    (tensor([    inf, 20.0000], dtype=torch.float64), tensor([1.0000, 0.9836], dtype=torch.float64))
+    """
+    metrics = _torchmetrics()
+    if x.shape != x_adv.shape or x.dim() != 4:
+        raise ValueError(f"images must be (N, C, H, W) and alike, got {tuple(x.shape)} and {tuple(x_adv.shape)}")
+    if min(x.shape[2:]) < _WINDOW:
+        raise ValueError(f"SSIM's window is {_WINDOW} x {_WINDOW}, got images of {x.shape[2]} x {x.shape[3]}")
+    if not 0 < data_range < float("inf"):
+        raise ValueError(f"data_range must be positive and finite, got {data_range}")
+    if len(x) == 0:
+        return Quality(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
+    psnr, ssim = [], []
+    for a, b in zip(x.detach().split(batch_size), x_adv.detach().split(batch_size), strict=True):
+        clean, changed = a.cpu().double(), b.cpu().double()  # a window's variance is a difference of large numbers
+        psnr.append(
+            metrics.peak_signal_noise_ratio(
+                changed, clean, data_range=data_range, dim=(1, 2, 3), reduction="none"
+            ).reshape(-1)
+        )
+        _, local = metrics.structural_similarity_index_measure(
+            changed, clean, data_range=data_range, gaussian_kernel=True, sigma=1.5, return_full_image=True
+        )
+        inside = local[..., _EDGE:-_EDGE, _EDGE:-_EDGE]  # torchmetrics averages over windows of mirrored pixels too
+        ssim.append(inside.flatten(1).mean(1))
+    return Quality(torch.cat(psnr).double(), torch.cat(ssim).double())
+
+
+def _torchmetrics() -> ModuleType:
+    try:
+        import torchmetrics.functional.image as metrics
+    except ImportError as error:
+        raise ImportError(f"PSNR and SSIM need torchmetrics: pip install torchmetrics ({error})") from error
+    return metrics

@@ -1,0 +1,47 @@
+"""The attacks of the standard suite: the one table to which a new one is added."""
+
+from __future__ import annotations
+
+import math
+
+from soatfast.attacks import FGSM, HAAT, PGD, SOAE, Attack, FrankWolfe
+from soatfast.evaluate.autoattack import AutoAttack
+from soatfast.evaluate.cell import Runnable
+
+
+def standard_attacks(
+    eps: float = 8 / 255, p: float = math.inf, steps: int = 40, classes: int = 10, autoattack: bool = False
+) -> dict[str, Runnable]:
+    """Name -> attack, for the ball of radius eps in the p-norm (1, 2 or math.inf); `steps` are those of PGD.
+
+    SOAE makes at most as many passes as PGD-40, HAAT 42. HAAT is for p = inf; AutoAttack, p = 2 or inf, needs
+    torchattacks and takes minutes.
+
+    >>> list(standard_attacks(eps=0.3))
+    ['fgsm', 'pgd40', 'quadratic', 'soae', 'soae-tr', 'haat']
+    """
+    attacks: dict[str, Runnable] = {
+        "fgsm": FGSM(eps=eps, p=p),
+        f"pgd{steps}": PGD(eps=eps, p=p, steps=steps),
+        "quadratic": FrankWolfe(eps=eps, p=p, steps=3),
+        "soae": SOAE(eps=eps, p=p, max_dim=9),
+        "soae-tr": SOAE(eps=eps, p=p, variant="tr", steps=8, max_dim=4),
+    }
+    if p == math.inf:
+        attacks["haat"] = HAAT(eps=eps, p=p, steps=7)
+    # Next here: ul, tl, um, tm, mifgsm, asod, simba. One that asks about whole batches joins WHOLE_BATCH in watch.py.
+    if autoattack:
+        attacks["autoattack"] = AutoAttack(eps=eps, p=p, classes=classes)
+    return attacks
+
+
+def cheapest_first(attacks: dict[str, Runnable]) -> dict[str, Runnable]:
+    """In the order of their passes; what does not say its passes comes last."""
+
+    def cost(attack: Runnable) -> float:
+        if not isinstance(attack, Attack):
+            return math.inf
+        passes = attack.passes()
+        return passes.forward_samples + passes.backward_input_samples
+
+    return dict(sorted(attacks.items(), key=lambda item: cost(item[1])))

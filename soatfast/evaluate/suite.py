@@ -1,0 +1,361 @@
+"""Evaluation of a model by many attacks: streaming, resumable, with a record of every sample."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from soatfast.attacks import Attack
+from soatfast.errors import RunFolderError
+from soatfast.evaluate import checks, records
+from soatfast.evaluate.cell import Runnable, attack_batch, clean_batch
+from soatfast.evaluate.standard import cheapest_first, standard_attacks
+from soatfast.evaluate.table import Column, Table
+from soatfast.files import describe, write_text
+from soatfast.passes import Passes
+
+Loader = Iterable[Any]
+Report = Callable[[str, int, int | None], None]
+CLEAN = "clean"
+TABLE = "evaluation.md"
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """One attack's figures and, of each sample in the loader's order, its record.
+
+    accuracy: share of the samples that are right on clean input and that no example of this attack fools. passes:
+    those that were made, scoring of the final examples included; saved: the sample passes that the same run on every
+    sample to its end would have cost on top, at least (an attack that stops once all samples are solved, as SOAE, is
+    stopped earlier by samples that have left). seconds: wall time.
+
+    correct: not fooled. attacked: the attack was run on it. prediction, margin (z_y - max_{j != y} z_j), norm (of
+    x_adv - x, in the attack's p): of the first example that fools the sample, else of the final one; where the sample
+    was not attacked, of the example known before. forward, backward: its passes (in equal shares, where an attack asks
+    about parts of a batch). first: the number of the attack's forward that fooled it, from 1; 0 where none did, or
+    where the attack is not watched.
+    """
+
+    name: str
+    accuracy: float
+    passes: Passes
+    saved: Passes
+    seconds: float
+    prediction: np.ndarray = field(repr=False)
+    margin: np.ndarray = field(repr=False)
+    norm: np.ndarray = field(repr=False)
+    correct: np.ndarray = field(repr=False)
+    attacked: np.ndarray = field(repr=False)
+    forward: np.ndarray = field(repr=False)
+    backward: np.ndarray = field(repr=False)
+    first: np.ndarray = field(repr=False)
+
+    @property
+    def share(self) -> float:
+        """Sample passes that were made, of those of the plain run."""
+        return _share(self.passes, self.saved)
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """label: (N,). results: "clean" and each attack, in the order in which they were run; options: what made it.
+
+    worst_case: share of the samples that nothing fooled.
+    """
+
+    label: np.ndarray = field(repr=False)
+    results: dict[str, AttackResult]
+    worst_case: float
+    options: dict[str, Any] = field(repr=False)
+
+    def __getitem__(self, name: str) -> AttackResult:
+        return self.results[name]
+
+    @property
+    def passes(self) -> Passes:
+        return sum((result.passes for result in self.results.values()), Passes())
+
+    @property
+    def saved(self) -> Passes:
+        return sum((result.saved for result in self.results.values()), Passes())
+
+    @property
+    def share(self) -> float:
+        """Sample passes that were made, of those of the plain evaluation of every sample by every attack."""
+        return _share(self.passes, self.saved)
+
+    def table(self, title: str = "Evaluation") -> Table:
+        columns = [
+            Column("name", "attack"),
+            Column("accuracy", "accuracy %"),
+            Column("attacked", "attacked", 0),
+            Column("passes", "sample passes", 0),
+            Column("share", "of plain", 1, " %"),
+            Column("seconds", "s"),
+        ]
+        rows: list[dict[str, Any]] = [
+            {
+                "name": result.name,
+                "accuracy": 100 * result.accuracy,
+                "attacked": int(result.attacked.sum()),
+                "passes": _total(result.passes),
+                "share": 100 * result.share,
+                "seconds": result.seconds,
+            }
+            for result in self.results.values()
+        ]
+        rows.append(
+            {
+                "name": "worst case",
+                "accuracy": 100 * self.worst_case,
+                "passes": _total(self.passes),
+                "share": 100 * self.share,
+                "seconds": sum(result.seconds for result in self.results.values()),
+            }
+        )
+        mode = "survivors of the attacks above it" if self.options["worst_case"] else "samples right on clean input"
+        note = (
+            f"{len(self.label)} samples; each attack was run on the {mode}. Sample passes: forwards and backwards to "
+            "the input, counted; of plain: of what every attack costs on every sample to its end."
+        )
+        return Table(title, columns, rows, note)
+
+
+def suite(
+    model: nn.Module,
+    loader: Loader,
+    attacks: Mapping[str, Runnable] | None = None,
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: Report | None = None,
+    compact: bool = True,
+    worst_case: bool = False,
+    resume: bool = True,
+) -> SuiteResult:
+    """Run every attack on every batch (x, y) of the loader, and record each sample.
+
+    A sample counts as fooled by an attack when the model errs on it clean, on the attack's final example, or, for the
+    attacks in :data:`~soatfast.evaluate.watch.WHOLE_BATCH`, on any point on the way that lies in ball and box: the
+    same with and without compaction, and never above what :func:`~soatfast.evaluate.accuracy` gives for the same
+    random numbers.
+
+    Args:
+        attacks: name -> attack; None: :func:`~soatfast.evaluate.standard.standard_attacks`. "clean" comes first and
+            by itself.
+        folder: where ``evaluation.npz`` is written after each batch (at most once a second), and ``evaluation.md`` at
+            the end. A second call with the same options and loader goes on from there, with the same records to the
+            bit as a run that was never interrupted.
+        seed: of the random numbers; each attack's on each batch depend on (seed, name, batch) alone.
+        progress: called with (name, samples done, samples in all or None) after each attack of a batch; see
+            :func:`progress_bar`.
+        compact: samples that are fooled leave the passes at once. It changes no figure (up to rounding: a smaller
+            batch may be summed in another order); False runs every attack on every sample to its end. Attacks that
+            are not watched are run on the samples that are still right, so their random numbers fall differently.
+        worst_case: each attack is run on the survivors of those before it only, cheapest first; its accuracy is then
+            that of all attacks so far. The figure ``worst_case`` is there either way.
+        resume: False begins anew in a folder that holds records.
+
+    The model predicts, and is attacked, in eval mode; its modes and the caller's random state are as before
+    afterwards. An interruption (Ctrl-C) loses the batch in hand.
+
+    Raises:
+        TypeError: the model is no module; x or y are not what an attack takes.
+        ValueError: an unknown kind of loader or attack, images out of bounds, logits that are not (B, K).
+        RunFolderError: the folder cannot be written, its file is damaged, or is of another evaluation.
+
+    >>> import torch
+    >>> from soatfast.attacks import FGSM, PGD
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> x = torch.rand(8, 1, 2, 2)
+    >>> y = model(x).argmax(1)
+    >>> result = suite(model, [(x[:5], y[:5]), (x[5:], y[5:])], {"fgsm": FGSM(eps=0.1), "pgd": PGD(eps=0.1, steps=3)})
+    >>> [name for name in result.results], result["clean"].accuracy, result["pgd"].correct.shape
+    (['clean', 'fgsm', 'pgd'], 1.0, (8,))
+    >>> result["pgd"].accuracy >= result.worst_case
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"suite needs a module, got {type(model).__name__}")
+    chosen = dict(standard_attacks() if attacks is None else attacks)
+    _check_attacks(chosen)
+    if worst_case:
+        chosen = cheapest_first(chosen)
+    options = {
+        "attacks": {CLEAN: None, **{name: describe(attack) for name, attack in chosen.items()}},
+        "seed": seed,
+        "compact": compact,
+        "worst_case": worst_case,
+        "weights": records.weights_digest(model),
+    }
+    store = records.Store(options, None if folder is None else Path(folder), resume)
+    if folder is not None:
+        (Path(folder) / TABLE).unlink(missing_ok=True)  # no report beside an unfinished run
+    with evaluating(model), contextlib.ExitStack() as stack:
+        stack.callback(store.flush)
+        _run(model, loader, chosen, store, progress)
+    store.finish()
+    result = _result(store)
+    if folder is not None:
+        write_text(Path(folder) / TABLE, result.table().to_markdown())
+    return result
+
+
+def load_suite(folder: str | Path) -> SuiteResult:
+    """The result that :func:`suite` left in `folder`.
+
+    Raises:
+        RunFolderError: there is none, its file is damaged, or the evaluation is not finished.
+    """
+    store = records.Store.open(Path(folder))
+    if not store.finished:
+        raise RunFolderError(
+            f"{Path(folder) / records.FILE} is of an unfinished evaluation ({len(store)} batches are done); "
+            "run it again to resume"
+        )
+    return _result(store)
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console | None = None) -> Iterator[Report]:
+    """A bar on the terminal: ``with progress_bar() as progress: suite(model, loader, progress=progress)``."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def report(name: str, done: int, total: int | None) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
+        yield report
+
+
+def _run(
+    model: nn.Module, loader: Loader, attacks: dict[str, Runnable], store: records.Store, progress: Report | None
+) -> None:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    seed, compact, worst_case = (store.options[key] for key in ("seed", "compact", "worst_case"))
+    total = _samples(loader)
+    boxes = {attack.bounds for attack in attacks.values() if isinstance(attack, Attack)} or {(0.0, 1.0)}
+    stored, done, checked = len(store), 0, False
+    index = -1
+    for index, batch in enumerate(loader):
+        x, y = _pair(batch, index)
+        for bounds in boxes:
+            checks.check_data(x, y, bounds, f"batch {index}")
+        mark = records.digest(x, y)
+        if index < stored:
+            store.check_same(index, mark)
+            done += len(y)
+            continue
+        if store.finished:
+            raise RunFolderError(f"{store.path} is finished after {stored} batches; the loader has more")
+        labels = y.numpy(force=True)
+        x, y = x.to(device), y.to(device)
+        if not checked:
+            checks.check_model(model, x, y)
+            checked = True
+        clean, cell = clean_batch(model, x, y)
+        cells, standing = {CLEAN: cell}, clean
+        if progress is not None:
+            progress(CLEAN, done, total)
+        for name, attack in attacks.items():
+            before = standing if worst_case else clean
+            standing, cells[name] = attack_batch(model, attack, x, y, before, cell_seed(seed, name, index), compact)
+            if progress is not None:
+                progress(name, done, total)
+        done += len(y)
+        store.add(mark, labels, cells)
+        if progress is not None:
+            progress("", done, total)
+    if index < 0:
+        raise ValueError("there are no samples to evaluate")
+    if index + 1 < stored:
+        raise RunFolderError(f"{store.path} holds {stored} batches, the loader only {index + 1}")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _check_attacks(attacks: dict[str, Runnable]) -> None:
+    for name, attack in attacks.items():
+        if name == CLEAN or not isinstance(name, str):
+            raise ValueError(f'attacks have names other than "{CLEAN}", got {name!r}')
+        if not callable(attack):
+            raise TypeError(f"{name}: an attack is called as attack(model, x, y), got {type(attack).__name__}")
+        if isinstance(attack, Attack):
+            if attack.targeted:
+                raise ValueError(f"{name}: suite needs untargeted attacks, it gives them the true labels")
+            if isinstance(attack.eps, Tensor) and attack.eps.dim():
+                raise ValueError(f"{name}: eps must be one number, got shape {tuple(attack.eps.shape)}")
+
+
+def _pair(batch: Any, index: int) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
+        raise ValueError(f"batch {index}: a loader yields pairs of tensors (x, y), got {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
+def _samples(loader: Loader) -> int | None:
+    """How many there are, where the loader says so."""
+    if isinstance(loader, torch.utils.data.DataLoader):
+        return len(loader.sampler) if isinstance(loader.sampler, Sized) else None
+    return sum(len(_pair(batch, i)[1]) for i, batch in enumerate(loader)) if isinstance(loader, list) else None
+
+
+def cell_seed(seed: int, name: str, batch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{batch}".encode()).digest()[:8], "big") >> 1
+
+
+def _total(passes: Passes) -> int:
+    return passes.forward_samples + passes.backward_input_samples
+
+
+def _share(passes: Passes, saved: Passes) -> float:
+    return _total(passes) / max(1, _total(passes) + _total(saved))
+
+
+def _result(store: records.Store) -> SuiteResult:
+    results = {}
+    worst = np.ones(sum(store.sizes), dtype=bool)
+    for name, cells in store.cells.items():
+        arrays = {
+            key: records.joined([cell.records[key] for cell in cells], kind) for key, kind in records.FIELDS.items()
+        }
+        worst &= arrays["correct"]
+        passes = sum((cell.passes for cell in cells), Passes())
+        asked = [sum(cell.asked[i] for cell in cells) for i in (0, 1)]
+        saved = Passes(
+            forward_samples=asked[0] - passes.forward_samples,
+            backward_input_samples=asked[1] - passes.backward_input_samples,
+        )
+        accuracy = int(arrays["correct"].sum()) / max(1, len(worst))
+        results[name] = AttackResult(name, accuracy, passes, saved, sum(cell.seconds for cell in cells), **arrays)
+    label = records.joined(store.labels, np.int64)
+    return SuiteResult(label, results, int(worst.sum()) / max(1, len(worst)), store.options)
