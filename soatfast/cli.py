@@ -1,4 +1,4 @@
-"""The command `soatfast`: train, attack, compare, curvature, explain, report, bench and doctor.
+"""The command `soatfast`: train, attack, evaluate, compare, curvature, explain, report, bench and doctor.
 
 Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from soatfast.train.attack import AttackConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
+    from soatfast.train.evaluate import EvaluateConfig
     from soatfast.train.explain import ExplainConfig
     from soatfast.train.training import TrainingConfig
 
@@ -68,12 +69,14 @@ def _run(words: list[str]) -> None:
     from soatfast.train.attack import AttackConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
+    from soatfast.train.evaluate import EvaluateConfig
     from soatfast.train.explain import ExplainConfig
     from soatfast.train.training import TrainingConfig
 
     commands: dict[str, tuple[type, Callable[[Any], None]]] = {
         "train": (TrainingConfig, _train),
         "attack": (AttackConfig, _attack),
+        "evaluate": (EvaluateConfig, _evaluate),
         "compare": (CompareConfig, _compare),
         "curvature": (CurvatureConfig, _curvature),
         "explain": (ExplainConfig, _explain),
@@ -164,6 +167,21 @@ def _explain(config: ExplainConfig) -> None:
         table = explain(config, progress)
     _show(table, console)
     print(f"written to {config.run_dir}: explain.md, explain.json, and the pictures in {config.run_dir / 'explain'}")
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from rich.console import Console
+
+    from soatfast.evaluate import progress_bar
+    from soatfast.train.evaluate import evaluate
+
+    console = Console()
+    with progress_bar(console) as report:
+        tables = evaluate(config, report)
+    for table in tables:
+        _show(table, console)
+    pictures = ", curves.png, plateau.png, masking.png" if config.analysis else ""
+    print(f"written to {config.run_dir}: evaluation.npz, evaluation.md, evaluation.json{pictures}")
 
 
 def _report(config: ReportConfig) -> None:

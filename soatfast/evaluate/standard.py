@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, Attack, FrankWolfe
+from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, Attack, FrankWolfe, SimBA
+from soatfast.attacks.named import TL, TM, UL, UM
 from soatfast.evaluate.autoattack import AutoAttack
 from soatfast.evaluate.cell import Runnable
 
@@ -14,11 +15,12 @@ def standard_attacks(
 ) -> dict[str, Runnable]:
     """Name -> attack, for the ball of radius eps in the p-norm (1, 2 or math.inf); `steps` are those of PGD.
 
-    SOAE makes at most as many passes as PGD-40, HAAT 42. HAAT is for p = inf; AutoAttack, p = 2 or inf, needs
-    torchattacks and takes minutes.
+    SOAE makes at most as many passes as PGD-40, HAAT 42, SimBA at most 401 forwards of a few samples. HAAT is for
+    p = inf, the SCORPIO paper's UL, TL, UM, TM and MI-FGSM for p = 2 or inf; so is AutoAttack, which needs torchattacks
+    and takes minutes. One that asks about whole batches also joins WHOLE_BATCH in watch.py.
 
     >>> list(standard_attacks(eps=0.3))
-    ['fgsm', 'pgd40', 'quadratic', 'soae', 'soae-tr', 'haat']
+    ['fgsm', 'pgd40', 'quadratic', 'soae', 'soae-tr', 'haat', 'ul', 'tl', 'um', 'tm', 'mifgsm', 'asod', 'simba']
     """
     attacks: dict[str, Runnable] = {
         "fgsm": FGSM(eps=eps, p=p),
@@ -29,7 +31,15 @@ def standard_attacks(
     }
     if p == math.inf:
         attacks["haat"] = HAAT(eps=eps, p=p, steps=7)
-    # Next here: ul, tl, um, tm, mifgsm, asod, simba. One that asks about whole batches joins WHOLE_BATCH in watch.py.
+    if p != 1:
+        attacks |= {
+            "ul": UL(eps=eps, p=p),
+            "tl": TL(eps=eps, p=p, classes=classes),
+            "um": UM(eps=eps, p=p),
+            "tm": TM(eps=eps, p=p, classes=classes),
+            "mifgsm": MIFGSM(eps=eps, p=p),
+        }
+    attacks |= {"asod": ASOD(eps=eps, p=p), "simba": SimBA(eps=eps, p=p, step_size=eps)}
     if autoattack:
         attacks["autoattack"] = AutoAttack(eps=eps, p=p, classes=classes)
     return attacks

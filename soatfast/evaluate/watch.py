@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from soatfast import objectives, ops
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, Attack, FrankWolfe
+from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, Attack, FrankWolfe
 from soatfast.gradients import check_logits
 from soatfast.passes import unwrap
 
-WHOLE_BATCH: tuple[type[Attack], ...] = (FGSM, PGD, FrankWolfe, HAAT, SOAE)
+WHOLE_BATCH: tuple[type[Attack], ...] = (ASOD, FGSM, MIFGSM, PGD, FrankWolfe, HAAT, SOAE)
 """Attacks that ask the model about the whole batch each time, sample i in row i (or in the rows i, B + i, ... of a
 stacked batch), and whose samples have nothing to do with each other. Only they can be watched; a subclass counts."""
 _SLACK = 1e-5  # rounding of a projection, relative to eps

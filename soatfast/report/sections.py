@@ -46,6 +46,8 @@ def sections(folder: Path) -> Iterator[Section]:
         yield _training(runs)
     if (folder / "curvature.json").is_file():
         yield _curvature(folder)
+    if (folder / "evaluation.json").is_file():
+        yield _evaluation(folder)
     yield from _galleries(folder)
 
 
@@ -104,6 +106,20 @@ def _curvature(folder: Path) -> Section:
     table = _table(folder / "curvature.json", checkpoint.read_json(folder / "curvature.json"))
     shown = _file(folder / "curvature.png", "share of samples by largest eigenvalue of the input Hessian")
     return Section("Curvature", tables=(table,), pictures=shown)
+
+
+def _evaluation(folder: Path) -> Section:
+    path = folder / "evaluation.json"
+    written = checkpoint.read_json(path)
+    parts = written.get("tables") if isinstance(written, dict) else None
+    tables = tuple(_table(path, {"table": part}) for part in (parts or [None]))
+    words = {
+        "curves": "accuracy against eps",
+        "plateau": "accuracy against the steps of PGD",
+        "masking": "margins after PGD-100 and after SimBA, a dot for each sample",
+    }
+    pictures = tuple(picture for name, alt in words.items() for picture in _file(folder / f"{name}.png", alt))
+    return Section("Evaluation", tables=tables, pictures=pictures)
 
 
 def _table(path: Path, written: Any) -> Table:

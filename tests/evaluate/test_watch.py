@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe, NearPGD
+from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, NearPGD
+from soatfast.attacks.named import TL, TM, UL, UM
 from soatfast.evaluate.cell import attack_batch, clean_batch, seeded
 from soatfast.evaluate.masking import Noise
 from soatfast.evaluate.watch import can_watch
@@ -34,6 +35,12 @@ ATTACKS = {
     "newton-gn": SOAE(eps=EPS, steps=3, scheme="gn"),
     "tr": SOAE(eps=EPS, steps=3, max_dim=3, variant="tr"),
     "haat": HAAT(eps=EPS, steps=3, power=2),
+    "mifgsm": MIFGSM(eps=EPS, steps=5),
+    "asod": ASOD(eps=EPS, steps=3, samples=2, sigma=0.1),
+    "ul": UL(eps=EPS, steps=4),
+    "tl": TL(eps=EPS, steps=4, classes=4),
+    "um": UM(eps=EPS, steps=4),
+    "tm": TM(eps=EPS, steps=4, classes=4),
 }
 
 

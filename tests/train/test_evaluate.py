@@ -1,0 +1,101 @@
+"""`soatfast evaluate`: what it writes, that it goes on, and what it says to a wrong call."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from soatfast import cli
+from soatfast.evaluate import load_suite
+from soatfast.report import ReportConfig, report
+from soatfast.train.errors import RunFolderError
+from soatfast.train.evaluate import EvaluateConfig, evaluate
+from soatfast.train.models import SmallCNN
+from soatfast.train.specs import Subject
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(SmallCNN(size=8, width=4).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def config(weights: Path, tmp_path: Path) -> EvaluateConfig:
+    subject = Subject(data="digits8", model="small-cnn", width=4, weights=weights)
+    return EvaluateConfig(run_dir=tmp_path / "e", eps=0.1, steps=2, subject=subject, samples=12, batch_size=5)
+
+
+def test_the_whole_suite_with_its_analysis(config: EvaluateConfig) -> None:
+    tables = evaluate(dataclasses.replace(config, analysis=True))
+    names = [row["name"] for row in tables[0].rows]
+    assert names[:3] == ["clean", "fgsm", "pgd2"] and names[-1] == "worst case" and {"simba", "asod", "tm"} < set(names)
+    assert len(tables[1].rows) == 7, "the signs of masked gradients"
+    found = load_suite(config.run_dir)
+    assert len(found.label) == 12 and found["pgd2"].correct.shape == (12,)
+    written = json.loads((config.run_dir / "evaluation.json").read_text())
+    assert written["config"]["eps"] == 0.1 and written["passes"]["forward_samples"] == found.passes.forward_samples
+    assert all((config.run_dir / f"{name}.png").stat().st_size > 5_000 for name in ("curves", "plateau", "masking"))
+    page = report(ReportConfig(run_dir=config.run_dir)).read_text(encoding="utf-8")
+    assert "Evaluation</h2>" in page and page.count("data:image/png") == 3 and "more steps still help" in page
+
+
+def test_the_same_call_goes_on_and_another_is_refused(config: EvaluateConfig) -> None:
+    asked: list[str] = []
+
+    def stop(name: str, done: int, total: int | None) -> None:
+        asked.append(name)
+        if len(asked) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, stop)
+    evaluate(config)
+    again = load_suite(config.run_dir)
+    whole = dataclasses.replace(config, run_dir=config.run_dir.with_name("whole"))
+    evaluate(whole)
+    for name, result in load_suite(whole.run_dir).results.items():
+        assert np.array_equal(result.correct, again[name].correct)
+        assert np.array_equal(result.margin, again[name].margin)
+    with pytest.raises(RunFolderError):
+        evaluate(dataclasses.replace(config, eps=0.2))
+    evaluate(dataclasses.replace(config, eps=0.2, fresh=True))
+
+
+def test_worst_case_and_l2(config: EvaluateConfig) -> None:
+    found = evaluate(dataclasses.replace(config, p=2, worst_case=True))[0]
+    assert "haat" not in [row["name"] for row in found.rows]
+    assert "survivors" in found.note
+
+
+def test_wrong_options(config: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for change, message in (
+        ({"p": 3.0}, "p must be 2 or inf"),
+        ({"eps": -1.0}, "eps must be finite"),
+        ({"steps": 0}, "steps, batch_size and samples must be at least 1, got 0, 5, 12"),
+        ({"subject": Subject()}, "weights are needed: small-cnn"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(config, **change)
+    assert config.p == math.inf
+    words = ["evaluate", "--data", "digits8", "--width", "4", "--run-dir", str(tmp_path / "x")]
+    assert cli.main([*words, "--weights", str(tmp_path / "none.safetensors")]) == 1
+    assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_command(config: EvaluateConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--data", "digits8", "--width", "4", "--run-dir", str(config.run_dir), "--samples", "6"]
+    assert cli.main([*words, "--steps", "2", "--weights", str(config.subject.weights)]) == 0
+    out = capsys.readouterr().out
+    assert "| worst case |" in out and f"written to {config.run_dir}: evaluation.npz" in out
