@@ -62,8 +62,9 @@ def _run(words: list[str]) -> None:
     from soatfast.report import ReportConfig
     from soatfast.train.compare import CompareConfig
     from soatfast.train.curvature import CurvatureConfig
+    from soatfast.train.presets import defaults
 
-    compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    compare = Annotated[CompareConfig, tyro.conf.subcommand("compare", default=defaults(words))]
     curvature = Annotated[CurvatureConfig, tyro.conf.subcommand("curvature")]
     report = Annotated[ReportConfig, tyro.conf.subcommand("report")]
     doctor = Annotated[Doctor, tyro.conf.subcommand("doctor")]
@@ -116,7 +117,8 @@ def _compare(config: CompareConfig) -> None:
     with make_progress(console) as progress:
         table = compare(config, progress)
     _show(table, console)
-    names = ("results.md", "results.json", "comparison.png")
+    names = ["results.md", "results.json", "comparison.png"]
+    names += ["papers.md", "papers.json"] if config.preset == "tables" else []
     files = ", ".join(name for name in names if (config.run_dir / name).is_file())
     print(f"written to {config.run_dir}: {files}, and a folder per method")
 
