@@ -176,6 +176,11 @@ def test_what_was_not_run_is_named():
     )
 
 
+def test_attacks_that_found_nothing_to_attack_have_no_passes():
+    found = dataclasses.replace(made_up(), attacks={})
+    assert claim("soae-over-pgd").passes(found) == "no model had a right answer to attack"
+
+
 def test_the_page_has_every_claim_once_and_every_flag():
     text = page(made_up())
     assert all(text.count(f"- {c.statement} (") == 1 for c in CLAIMS)

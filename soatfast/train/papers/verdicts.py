@@ -63,7 +63,7 @@ def difference(a: Sequence[float], b: Sequence[float], paired: bool) -> tuple[fl
 
     >>> low, high = difference([70.0, 71.0, 72.0], [60.0, 61.0, 63.0], paired=False)
     >>> round(low, 1), round(high, 1)
-    (6.6, 12.7)
+    (6.5, 12.8)
     """
     if min(len(a), len(b)) < 2:
         return -math.inf, math.inf

@@ -40,7 +40,8 @@ def passes(parts: Sequence[Part | Cheaper], found: Measured, of: str) -> str:
     """Forward + backward passes a sample of every training step (of="training") or attack (of="attack")."""
     if of == "attack":
         keys = dict.fromkeys(attack for _, attack in cells(parts))
-        return ", ".join(f"{found.headers[key]} {found.attacks[key]}" for key in keys if key in found.attacks)
+        texts = [f"{found.headers[key]} {found.attacks[key]}" for key in keys if key in found.attacks]
+        return ", ".join(texts) or "no model had a right answer to attack"
     keys = dict.fromkeys(method for method, _ in cells(parts))
     return ", ".join(f"{found.label(key)} {found.training[key]}" for key in keys if key in found.training)
 
