@@ -69,6 +69,14 @@ LOSSES: tuple[LossSystem, ...] = (
         method="replay",
     ),
     LossSystem(
+        "AdversarialTraining(PGD, memory)",
+        "ATTA, Zheng et al. 2020",
+        ("N + 1", "N", "1"),
+        "attacks/test_replay.py",
+        {"N": 1},
+        method="atta",
+    ),
+    LossSystem(
         "AdversarialTraining(SOAE, tr)",
         "after SOAT, arXiv 2207.01396",
         ("T * (1 + m) + 1", "T * (1 + m)", "1"),
@@ -127,6 +135,13 @@ LOSSES: tuple[LossSystem, ...] = (
         ("1", "1", "1"),
         "losses/test_gradient_penalty.py",
         method="gradient-penalty",
+    ),
+    LossSystem(
+        "InputGradientPenalty, difference",
+        "Finlay and Oberman 2019",
+        ("2", "1", "1"),
+        "losses/test_gradient_penalty.py",
+        method="gradient-difference",
     ),
     LossSystem("LLR", "Qin et al. 2019", ("M + 2", "M + 1", "1"), "losses/test_llr.py", {"M": 10}, method="llr"),
     LossSystem("STN", "arXiv 1809.03113", ("2", "0", "1"), "losses/test_stn.py", method="stn"),

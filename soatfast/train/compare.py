@@ -42,8 +42,9 @@ class CompareConfig:
     methods: tuple[str, ...] = DEMO
     """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it, replay the Frank-Wolfe
     training with memory, atta its PGD counterpart, fgsm one step from a random start, soat and haat training on
-    second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty, llr and stn
-    regularise the loss on clean images; pgd3, pgd7, scorpio-fe1, scorpio-cd and scorpio-cd1 are rows of the papers."""
+    second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty,
+    gradient-difference, llr and stn regularise the loss on clean images; pgd3, pgd7, scorpio-fe1, scorpio-cd and
+    scorpio-cd1 are rows of the papers' tables."""
     attacks: tuple[str, ...] = QUICK
     """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, asod, mifgsm, simba (black box, 200 steps),
     pgd20, ul, tl, um and tm (SCORPIO's, 10 steps), um20, um40, um100, autoattack (of torchattacks; a minute or more a

@@ -140,6 +140,10 @@ METHODS: dict[str, Method] = {
     ),
     "llr": Method("LLR, 10 steps", lambda t: LLR(eps=t.eps, p=t.p, mode="keep")),
     "stn": Method("STN, Gaussian noise", lambda t: STN(sigma=_sigma(t))),
+    "gradient-difference": Method(
+        "input-gradient penalty, difference",
+        lambda t: InputGradientPenalty(variant="difference", p=t.p, mode="keep"),
+    ),
     "pgd3": Method("PGD-3 training", _pgd(3)),
     "pgd7": Method("PGD-7 training", _pgd(7)),
     "scorpio-fe1": Method("SCORPIO FE(1), the paper's", _scorpio("fe", 1, 0.95, 1.05)),
