@@ -71,6 +71,7 @@ def _run(words: list[str]) -> None:
     from soatfast.train.curvature import CurvatureConfig
     from soatfast.train.evaluate import EvaluateConfig
     from soatfast.train.explain import ExplainConfig
+    from soatfast.train.presets import defaults
     from soatfast.train.training import TrainingConfig
 
     commands: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -84,7 +85,12 @@ def _run(words: list[str]) -> None:
         "bench": (BenchConfig, _bench),
         "doctor": (Doctor, _doctor),
     }
-    choices: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in commands.items())]  # noqa: UP007
+    given: dict[str, dict[str, Any]] = {"compare": {"default": defaults(words)}}  # a preset changes them
+    choices: Any = Union[  # noqa: UP007
+        tuple(
+            Annotated[kind, tyro.conf.subcommand(name, **given.get(name, {}))] for name, (kind, _) in commands.items()
+        )
+    ]
     command: Any = tyro.cli(
         choices,
         args=words,
@@ -206,7 +212,8 @@ def _compare(config: CompareConfig) -> None:
     with make_progress(console) as progress:
         table = compare(config, progress)
     _show(table, console)
-    names = ("results.md", "results.json", "comparison.png")
+    names = ["results.md", "results.json", "comparison.png"]
+    names += ["papers.md", "papers.json"] if config.preset == "tables" else []
     files = ", ".join(name for name in names if (config.run_dir / name).is_file())
     print(f"written to {config.run_dir}: {files}, and a folder per method")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soatfast.evaluate.table import Table
+from soatfast.evaluate.table import Column, Table
 from soatfast.report import figures
-from soatfast.train import checkpoint
+from soatfast.train import checkpoint, papers
 from soatfast.train.errors import UserError
 from soatfast.train.methods import METHODS
 
@@ -41,6 +41,8 @@ def sections(folder: Path) -> Iterator[Section]:
         results = checkpoint.read_json(folder / RESULTS)
         yield _comparison(folder, results)
         yield _attacks(results)
+        if results["config"].get("preset") == "tables" and (folder / papers.RECORD).is_file():
+            yield _papers(folder)
     runs = dict(trainings(folder))
     if runs:
         yield _training(runs)
@@ -90,6 +92,20 @@ def _attacks(results: dict[str, Any]) -> Section:
     png = figures.accuracies(labels, series)
     text = "Share of held-out samples that are predicted right on clean input and after the attack."
     return Section("Accuracy by attack", text, pictures=(Picture("accuracy", png, "accuracy under each attack"),))
+
+
+def _papers(folder: Path) -> Section:
+    """The claims with their verdicts, then the papers' tables beside this run's figures."""
+    path = folder / papers.RECORD
+    written = checkpoint.read_json(path)
+    try:
+        tables = [Table.from_json(value) for value in (written["claims_table"], *written["tables"])]
+        flags = [{"flag": f"[{number}]", "text": text} for number, text in written["flags"].items()]
+        summary = written["summary"]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: {error}; soatfast compare --preset tables writes it again") from error
+    tables.append(Table("Flags", [Column("flag", "flag"), Column("text", "why a printed number is doubtful")], flags))
+    return Section("The papers' claims", summary, tuple(tables))
 
 
 def _training(runs: dict[str, dict[str, Any]]) -> Section:

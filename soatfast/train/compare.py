@@ -10,7 +10,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from soatfast.evaluate import pictures
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy
 from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
-from soatfast.train import checkpoint
+from soatfast.train import checkpoint, papers
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
 from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited
@@ -32,16 +32,21 @@ from soatfast.train.trainer import TrainConfig, TrainResult, train
 class CompareConfig:
     """Train one model by several methods and attack each."""
 
+    preset: Literal["demo", "tables"] = "demo"
+    """tables: a small-data version of the papers' grid, three seeds, about an hour; also writes papers.md, which says
+    which of the papers' claims hold up. It changes the defaults of the other options; those given still count."""
     run_dir: Path = Path("runs/demo")
     """Folder of everything written; finished and interrupted trainings found there are used."""
     methods: tuple[str, ...] = DEMO
     """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it, replay the Frank-Wolfe
     training with memory, atta its PGD counterpart, fgsm one step from a random start, soat and haat training on
-    second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty, llr and stn
-    regularise the loss on clean images."""
+    second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty,
+    gradient-difference, llr and stn regularise the loss on clean images; pgd3, pgd7, scorpio-fe1, scorpio-cd and
+    scorpio-cd1 are rows of the papers' tables."""
     attacks: tuple[str, ...] = QUICK
     """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, asod, mifgsm, simba (black box, 200 steps),
-    autoattack (of torchattacks; a minute or more a model)."""
+    pgd20, ul, tl, um and tm (SCORPIO's, 10 steps), um20, um40, um100, autoattack (of torchattacks; a minute or more a
+    model)."""
     eps: float = 0.2
     """Radius of training and evaluation, in pixel units of [0, 1]."""
     p: float = math.inf
@@ -79,6 +84,8 @@ class CompareConfig:
             raise ValueError(f"the table and picture need the attacks clean and pgd40, got {', '.join(self.attacks)}")
         check_ball(self.eps, self.p)
         check_width(self.model, self.width)
+        if self.p == 2 and "haat" in (*self.methods, *self.attacks):
+            raise ValueError("haat needs p = inf, got p = 2: name methods and attacks without it")
         for name in ("seeds", "train_samples", "test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -118,6 +125,8 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
         runs[name].append(_run(config, data, name, seed, (label, index, len(todo)), progress))
     table = _table(config, runs)
     _write(config, data, runs, table)
+    if config.preset == "tables":
+        papers.write(config.run_dir)
     try:
         _picture(config, data, runs)
     except ImportError as error:

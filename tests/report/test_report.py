@@ -14,7 +14,7 @@ import pytest
 from soatfast import cli
 from soatfast.report import ReportConfig, report
 from soatfast.report.sections import sections, trainings, unfinished
-from soatfast.train import TrainConfig, UserError
+from soatfast.train import TrainConfig, UserError, papers
 from soatfast.train.compare import CompareConfig, compare
 from soatfast.train.curvature import CurvatureConfig, curvature
 
@@ -97,6 +97,20 @@ def test_explanations_are_shown(run: Path) -> None:
     shutil.copy(run / "curvature.png", run / "explain" / "saliency-pgd4.png")
     page = read(report(ReportConfig(run_dir=run)))
     assert page.images[-1]["alt"] == "saliency pgd4" and "Explanations" in page.words["h2"]
+
+
+def test_the_papers_claims_are_a_section_of_the_preset_tables_alone(run: Path) -> None:
+    papers.write(run)
+    assert "The papers' claims" not in [s.title for s in sections(run)], "of an earlier comparison"
+    results = json.loads((run / "results.json").read_text())
+    results["config"]["preset"] = "tables"
+    (run / "results.json").write_text(json.dumps(results))
+    page = read(report(ReportConfig(run_dir=run)))
+    assert page.words["h2"][2] == "The papers' claims"
+    assert "not measured" in page.words["td"] and "[9]" in page.words["td"]
+    (run / "papers.json").write_text("{}")
+    with pytest.raises(UserError, match=r"papers\.json: .* --preset tables writes it again"):
+        report(ReportConfig(run_dir=run))
 
 
 def test_an_unfinished_run_says_so(run: Path) -> None:

@@ -179,6 +179,20 @@ def test_the_losses_with_a_regulariser_and_asod(tmp_path):
     assert "ASOD %" in table.to_markdown()
 
 
+@pytest.mark.parametrize(
+    ("shape", "eps", "p", "strength"),
+    [
+        ((3, 32, 32), 0.03, math.inf, 0.5),
+        ((1, 28, 28), 0.2, math.inf, 0.0582),
+        ((1, 8, 8), 0.01, math.inf, 0.5),
+        ((1, 28, 28), 0.5, 2, 0.4004),
+    ],
+)
+def test_soar_weighs_no_more_than_the_authors(shape, eps, p, strength):
+    loss = METHODS["soar"].loss(Task(eps, 10, shape, p))
+    assert (loss.eps, loss.p) == (eps, p) and loss.strength == pytest.approx(strength, abs=1e-3)
+
+
 def test_results_describe_the_loss_that_was_trained(tmp_path, monkeypatch):
     made = []
 
