@@ -136,7 +136,9 @@ def _run_file(name: str, path: Path, checkout: Path) -> None:
 
 
 def _output(command: list[str], checkout: Path, what: str) -> str:
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    # A pytest around this one (its workers time nothing) is none of its business.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
         hint = next((line for line in lines if "No module named" in line or "unrecognized arguments" in line), None)

@@ -129,7 +129,7 @@ class SOAE(SecondOrderAttack):
             d = -d
         elif self.variant == "newton":
             along = (g.flatten(1) * flat).sum(1).view(-1, *rest)
-            d = d.mul_(torch.where(along < 0, -1.0, 1.0))
+            d = d * torch.where(along < 0, -1.0, 1.0)
         return torch.where(usable, d, g)
 
     def _direction(
