@@ -11,11 +11,19 @@ from soatfast.evaluate.cell import Runnable
 
 
 def standard_attacks(
-    eps: float = 8 / 255, p: float = math.inf, steps: int = 40, classes: int = 10, autoattack: bool = False
+    eps: float = 8 / 255,
+    p: float = math.inf,
+    steps: int = 40,
+    classes: int | None = None,
+    autoattack: bool = False,
+    simba_steps: int = 200,
 ) -> dict[str, Runnable]:
     """Name -> attack, for the ball of radius eps in the p-norm (1, 2 or math.inf); `steps` are those of PGD.
 
-    SOAE makes at most as many passes as PGD-40, HAAT 42, SimBA at most 401 forwards of a few samples. HAAT is for
+    classes: what the model tells apart; None: TL and TM ask it, one forward each, and AutoAttack takes 10.
+    simba_steps: at most the entries of a sample.
+
+    SOAE makes at most as many passes as PGD-40, HAAT 42, SimBA at most 2 simba_steps + 1 forwards. HAAT is for
     p = inf, the SCORPIO paper's UL, TL, UM, TM and MI-FGSM for p = 2 or inf; so is AutoAttack, which needs torchattacks
     and takes minutes. One that asks about whole batches also joins WHOLE_BATCH in watch.py.
 
@@ -39,9 +47,9 @@ def standard_attacks(
             "tm": TM(eps=eps, p=p, classes=classes),
             "mifgsm": MIFGSM(eps=eps, p=p),
         }
-    attacks |= {"asod": ASOD(eps=eps, p=p), "simba": SimBA(eps=eps, p=p, step_size=eps)}
+    attacks |= {"asod": ASOD(eps=eps, p=p), "simba": SimBA(eps=eps, p=p, step_size=eps, steps=simba_steps)}
     if autoattack:
-        attacks["autoattack"] = AutoAttack(eps=eps, p=p, classes=classes)
+        attacks["autoattack"] = AutoAttack(eps=eps, p=p, classes=10 if classes is None else classes)
     return attacks
 
 

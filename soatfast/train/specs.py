@@ -88,7 +88,7 @@ def make_model(spec: str, shape: Sequence[int], classes: int, width: int | None 
     'SmallCNN'
     >>> make_model("collections:OrderedDict", (1, 28, 28), 10)
     Traceback (most recent call last):
-    soatfast.train.errors.ModelError: model collections:OrderedDict returned a OrderedDict, not an nn.Module
+    soatfast.errors.ModelError: model collections:OrderedDict returned a OrderedDict, not an nn.Module
     """
     check_width(spec, width)
     if ":" in spec:

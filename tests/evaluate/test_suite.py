@@ -278,7 +278,7 @@ def test_the_standard_attacks(p):
     net = relu_net(torch.float32)
     x, y = batch(30, dtype=torch.float32)
     y = net(x).argmax(1)
-    attacks = standard_attacks(eps=0.5, p=p, steps=5)
+    attacks = standard_attacks(eps=0.5, p=p, steps=5, simba_steps=16)
     assert ("haat" in attacks) == (p == float("inf"))
     found = suite(net, [(x, y)], attacks)
     assert found["clean"].accuracy == 1 and found.worst_case < 1
