@@ -136,7 +136,7 @@ def gmres(
     length, finite = space.start(product, right)
     target = (rtol * length).clamp_min(atol) if stop == "residual" else torch.zeros_like(length)
     status = torch.where(finite, constants.ACTIVE, constants.NONFINITE).int()
-    x = beta = None
+    x: Tensor | None = None
     if x0 is not None:
         x = torch.where((finite & (length > 0)).unsqueeze(1), layout.rows(x0, "x0"), 0.0)
     total = torch.zeros_like(status)

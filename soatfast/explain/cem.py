@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attacks.base import Model, check_batch, check_radius, check_steps
+from ..attacks.base import Model, check_batch, check_radius, check_steps, widened
 from ..gradients import InputGradient, Mode
 from ..objectives import margin
 from ..passes import Passes, passes_of
@@ -61,10 +61,7 @@ class _CEM:
             check_batch(x, y, self.bounds)  # type: ignore[arg-type]
         label = torch.zeros(len(x), dtype=torch.long, device=x.device) if y is None else y
         check_batch(x, label, self.bounds)
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        with self._oracle(model) as oracle:
-            oracle.input_dtype = x.dtype if half else None
-            wide = x.detach().float() if half else x.detach()
+        with self._oracle(model) as oracle, widened(oracle, x) as wide:
             oracle.loss(wide, label)
             assert oracle.logits is not None
             label = oracle.logits.argmax(1) if y is None else y

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..attacks.base import Model, check_batch, check_radius, check_steps
+from ..attacks.base import Model, check_batch, check_radius, check_steps, widened
 from ..gradients import InputGradient, Mode
 from ..objectives import Objective
 from ..passes import Passes, passes_of
@@ -42,10 +42,8 @@ class _Map:
                 the model returns something else than (B, K). On CUDA the checks of values are device assertions.
         """
         check_batch(x, y, self.bounds)
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        with self._oracle(model) as oracle:
-            oracle.input_dtype = x.dtype if half else None
-            return self._map(oracle, x.detach().float() if half else x.detach(), y).to(x.dtype)
+        with self._oracle(model) as oracle, widened(oracle, x) as wide:
+            return self._map(oracle, wide, y).to(x.dtype)
 
     def _map(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
         raise NotImplementedError

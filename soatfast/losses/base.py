@@ -81,8 +81,9 @@ def training_logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
     return wide(logits)
 
 
-def wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype.itemsize > 4 else logits.float()
+def wide(t: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return t if t.dtype.itemsize > 4 else t.float()
 
 
 def sample_losses(model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -90,12 +91,12 @@ def sample_losses(model: Model, x: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(training_logits(model, x, y), y)
 
 
-def check_weight(value: object, name: str) -> None:
-    """Raise unless the value is a finite number >= 0."""
+def check_number(value: object, name: str, above: bool = True) -> None:
+    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    if not 0 <= value < math.inf or (above and value == 0):
+        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
 
 
 def mean(losses: Tensor) -> Tensor:

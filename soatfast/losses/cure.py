@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..gradients import InputGradient
 from ..passes import Passes
-from .regulariser import Regularised, attached_gradient, check_number, gradient_of, norms
+from .base import check_number
+from .regulariser import Regularised, attached_gradient, gradient_of, norms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from ..gradients import InputGradient, check_labels, check_logits
 from ..objectives import cross_entropy
 from ..ops._arguments import per_sample
 from ..passes import Passes
-from .regulariser import Regularised, check_number, gradient_of, norms
+from .base import check_number, wide
+from .regulariser import Regularised, gradient_of, norms
 
 _TULIP_H = 0.01
 
@@ -98,8 +99,8 @@ class InputGradientPenalty(Regularised):
         logits = model(x)
         check_logits(logits, len(x))
         check_labels(y, logits.shape[1])
-        wide = logits if logits.dtype.itemsize > 4 else logits.float()
-        return cross_entropy(wide, y), -wide.log_softmax(1).mean(1)
+        logits = wide(logits)
+        return cross_entropy(logits, y), -logits.log_softmax(1).mean(1)
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         if self.variant == "difference":

@@ -14,8 +14,8 @@ from ..attacks import PGD
 from ..attacks.base import check_radius, check_steps
 from ..gradients import InputGradient
 from ..passes import Passes
-from .base import sample_losses
-from .regulariser import Regularised, check_number, gradient_of
+from .base import check_number, sample_losses
+from .regulariser import Regularised, gradient_of
 
 
 @dataclass(frozen=True, kw_only=True)

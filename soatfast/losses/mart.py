@@ -14,7 +14,7 @@ from ..attacks import NearPGD
 from ..gradients import Mode
 from ..objectives import cross_entropy, kl_divergence
 from ..passes import Passes
-from .base import Loss, check_weight, mean, training_logits
+from .base import Loss, check_number, mean, training_logits
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ class MART(Loss):
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_weight(self.beta, "beta")
-        check_weight(self.noise, "noise")
+        check_number(self.beta, "beta", above=False)
+        check_number(self.noise, "noise", above=False)
         _ = self.attack  # which checks the rest
 
     @property

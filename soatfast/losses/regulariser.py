@@ -18,7 +18,7 @@ from ..attacks.base import check_batch, is_half
 from ..attacks.second_order import without_tf32
 from ..gradients import InputGradient, Mode
 from ..passes import Passes
-from .base import Loss, mean, sample_losses
+from .base import Loss, mean, sample_losses, wide
 
 UNBOUNDED = (-math.inf, math.inf)
 
@@ -103,7 +103,7 @@ def gradient_of(losses: Tensor, leaf: Tensor) -> Tensor:
 def norms(g: Tensor, q: float) -> Tensor:
     """||g||_q (B,), differentiable, with the gradient 0 at 0; scaled by max|g|, as tiny entries would underflow."""
     rows = g.flatten(1)
-    rows = rows if rows.dtype.itemsize > 4 else rows.float()
+    rows = wide(rows)
     if q == 1:
         return rows.abs().sum(1)
     if q == math.inf:
@@ -124,11 +124,3 @@ def check_full_precision(name: str, model: Any, x: Tensor) -> None:
         raise TypeError(f"{needs}, got a model with parameters of {half}")
     if torch.is_autocast_enabled(x.device.type):
         raise TypeError(f"{needs}, got autocast to {torch.get_autocast_dtype(x.device.type)}")
-
-
-def check_number(value: object, name: str, above: bool = True) -> None:
-    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < math.inf or (above and value == 0):
-        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")

@@ -16,7 +16,8 @@ from ..attacks.base import check_radius, check_steps
 from ..gradients import InputGradient
 from ..ops._arguments import per_sample
 from ..passes import Passes, passes_of
-from .regulariser import Regularised, attached_gradient, check_number, gradient_of, norms
+from .base import check_number
+from .regulariser import Regularised, attached_gradient, gradient_of, norms
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from ..attacks.base import check_batch
 from ..gradients import Mode, check_labels, check_logits
 from ..objectives import cross_entropy
 from ..passes import Passes
-from .base import Loss, mean
-from .regulariser import UNBOUNDED, check_number
+from .base import Loss, check_number, mean, wide
+from .regulariser import UNBOUNDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,4 +118,4 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """Of a training forward, in float32 or wider."""
     logits = model(x)
     check_logits(logits, len(x))
-    return logits if logits.dtype.itemsize > 4 else logits.float()
+    return wide(logits)

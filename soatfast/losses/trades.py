@@ -15,7 +15,7 @@ from ..attacks.base import check_batch
 from ..gradients import Mode
 from ..objectives import Objective, cross_entropy, kl_divergence
 from ..passes import Passes, passes_of
-from .base import Loss, check_weight, mean, training_logits, wide
+from .base import Loss, check_number, mean, training_logits, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,8 @@ class TRADES(Loss):
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_weight(self.beta, "beta")
-        check_weight(self.noise, "noise")
+        check_number(self.beta, "beta", above=False)
+        check_number(self.noise, "noise", above=False)
         if self.noise == 0:
             raise ValueError("noise must be > 0, as the divergence has no gradient at x' = x, got 0")
         self._attack("ce")  # which checks the rest
