@@ -123,55 +123,46 @@ def _train(config: TrainingConfig) -> None:
         print(f"written to {config.run_dir}: model.safetensors, options.json, result.json, accuracy.json")
 
 
-def _attack(config: AttackConfig) -> None:
+def _with_bar(run: Callable[[Any, Any], Any], config: Any) -> Any:
+    """run(config, progress) below a progress bar; a table that it returns is shown."""
     from rich.console import Console
 
-    from soatfast.train.attack import attack
+    from soatfast.evaluate.table import Table
     from soatfast.train.progress import make_progress
 
     console = Console()
     with make_progress(console) as progress:
-        table = attack(config, progress)
-    _show(table, console)
+        result = run(config, progress)
+    if isinstance(result, Table):
+        _show(result, console)
+    return result
+
+
+def _attack(config: AttackConfig) -> None:
+    from soatfast.train.attack import attack
+
+    _with_bar(attack, config)
     print(f"written to {config.run_dir}: adversarial.npz, options.json, attack.json, attack.md")
 
 
 def _bench(config: BenchConfig) -> None:
-    from rich.console import Console
-
     from soatfast.bench import bench
-    from soatfast.train.progress import make_progress
 
-    console = Console()
-    with make_progress(console) as progress:
-        text = bench(config, progress)
-    print(text)
+    print(_with_bar(bench, config))
     print(f"written to {config.run_dir}: bench.md, bench.json, options.json")
 
 
 def _curvature(config: CurvatureConfig) -> None:
-    from rich.console import Console
-
     from soatfast.train.curvature import curvature
-    from soatfast.train.progress import make_progress
 
-    console = Console()
-    with make_progress(console) as progress:
-        table = curvature(config, progress)
-    _show(table, console)
+    _with_bar(curvature, config)
     print(f"written to {config.run_dir}: curvature.md, curvature.json, curvature.png")
 
 
 def _explain(config: ExplainConfig) -> None:
-    from rich.console import Console
-
     from soatfast.train.explain import explain
-    from soatfast.train.progress import make_progress
 
-    console = Console()
-    with make_progress(console) as progress:
-        table = explain(config, progress)
-    _show(table, console)
+    _with_bar(explain, config)
     print(f"written to {config.run_dir}: explain.md, explain.json, and the pictures in {config.run_dir / 'explain'}")
 
 
@@ -203,15 +194,9 @@ def _doctor(config: Doctor) -> None:
 
 
 def _compare(config: CompareConfig) -> None:
-    from rich.console import Console
-
     from soatfast.train.compare import compare
-    from soatfast.train.progress import make_progress
 
-    console = Console()
-    with make_progress(console) as progress:
-        table = compare(config, progress)
-    _show(table, console)
+    _with_bar(compare, config)
     names = ["results.md", "results.json", "comparison.png"]
     names += ["papers.md", "papers.json"] if config.preset == "tables" else []
     files = ", ".join(name for name in names if (config.run_dir / name).is_file())

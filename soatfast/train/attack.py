@@ -47,8 +47,8 @@ class AttackConfig:
     run_dir: Path = Path("runs/attack")
     """Folder of everything written."""
     attack: str = _DEFAULT
-    """fgsm, pgd40, quadratic, soae, soae-tr, haat, or autoattack (of torchattacks). An attack named at the end of the
-    command is used in its place, with its own options."""
+    """A column of soatfast compare, as fgsm, pgd40, quadratic, haat or autoattack (of torchattacks; another name lists
+    them). An attack named at the end of the command is used in its place, with its own options."""
     eps: float = 0.2
     """Radius, in pixel units of [0, 1]."""
     p: float = math.inf

@@ -66,6 +66,8 @@ class EvaluateConfig:
             raise ValueError(
                 f"steps, batch_size and samples must be at least 1, got {self.steps}, {self.batch_size}, {self.samples}"
             )
+        if self.analysis and self.eps == 0:
+            raise ValueError("analysis needs eps > 0, got 0")
         if self.subject.weights is None and self.subject.model in MODELS:
             raise ValueError(f"weights are needed: {self.subject.model} without them is not trained")
 
@@ -118,11 +120,10 @@ def _analysis(config: EvaluateConfig, model: nn.Module, data: Any, report: Repor
     options: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "progress": report}
     attack = PGD(eps=config.eps, p=config.p, steps=20)
     largest = 1.0 if config.p == math.inf else math.inf
-    radii = sorted({min(share * config.eps, largest) for share in _SHARES} - {0.0})
+    radii = sorted({min(share * config.eps, largest) for share in _SHARES})
     title = f"{config.subject.model} on {config.subject.data}"
-    if radii:
-        curve = ev.accuracy_against_eps(model, data, attack, radii, label="PGD-20", **options)
-        ev.curves_picture(config.run_dir / "curves.png", [curve], title)
+    curve = ev.accuracy_against_eps(model, data, attack, radii, label="PGD-20", **options)
+    ev.curves_picture(config.run_dir / "curves.png", [curve], title)
     fixed = PGD(eps=config.eps, p=config.p, step_size=config.eps / 4)
     plateau = ev.steps_plateau(model, data, attack=fixed, label="PGD, steps of eps / 4", **options)
     ev.curves_picture(config.run_dir / "plateau.png", [plateau], f"{title}, {_ball(config)}", steps=True)

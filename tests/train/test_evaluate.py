@@ -83,6 +83,7 @@ def test_wrong_options(config: EvaluateConfig, tmp_path: Path, capsys: pytest.Ca
     for change, message in (
         ({"p": 3.0}, "p must be 2 or inf"),
         ({"eps": -1.0}, "eps must be finite"),
+        ({"eps": 0.0, "analysis": True}, "analysis needs eps > 0, got 0"),
         ({"steps": 0}, "steps, batch_size and samples must be at least 1, got 0, 5, 12"),
         ({"subject": Subject()}, "weights are needed: small-cnn"),
     ):
