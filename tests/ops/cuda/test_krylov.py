@@ -11,7 +11,7 @@ from torch import Tensor
 from soatfast.krylov import gmres
 from soatfast.ops import load
 
-from ..test_krylov import DTYPES, OPS, call, double, kernel, make_args, name_of, results_of, twin
+from ..krylov_calls import DTYPES, OPS, call, double, kernel, make_args, name_of, results_of, twin
 
 pytestmark = [
     pytest.mark.cuda,
