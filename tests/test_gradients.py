@@ -114,10 +114,10 @@ def test_linear_objective_has_zero_hessian():
         assert not oracle.differentiable(x, torch.tensor([0, 1]))[2](torch.ones_like(x)).any()
 
 
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_reduced_precision_passes(precision):
+@pytest.mark.parametrize("engine", ["bf16", "fp16"])
+def test_reduced_precision_passes(engine):
     model, (x, y) = relu_net(torch.float32), batch(dtype=torch.float32)
-    with InputGradient(model) as full, InputGradient(model, precision=precision) as reduced:
+    with InputGradient(model) as full, InputGradient(model, engine=engine) as reduced:
         expected, (loss, grad) = full(x, y)[1], reduced(x, y)
     assert grad.dtype == torch.float32 and loss.dtype == torch.float32
     assert reduced.model[1].weight.dtype == torch.float32
@@ -130,7 +130,7 @@ def test_float16_passes_keep_tiny_gradients():
     model = torch.nn.Linear(2, 2, bias=False)
     torch.nn.init.eye_(model.weight)
     x, y = torch.tensor([[20.0, 0.0]]), torch.tensor([0])
-    with InputGradient(model, precision=torch.float16) as oracle:
+    with InputGradient(model, engine="fp16") as oracle:
         _, grad = oracle(x, y)
     torch.testing.assert_close(grad, torch.tensor([[-1.0, 1.0]]) * 2.061e-9, rtol=1e-2, atol=0)
 
@@ -215,8 +215,8 @@ def test_negative_label():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="mode must be"):
         InputGradient(relu_net(), mode="test")
-    with pytest.raises(ValueError, match="precision must be"):
-        InputGradient(relu_net(), precision=torch.float32)
+    with pytest.raises(ValueError, match="engine must be"):
+        InputGradient(relu_net(), engine="fp32")
     with pytest.raises(TypeError, match="model must be a module or a callable, got str"):
         InputGradient("resnet")
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..engine import images_channels_last
 from ..gradients import InputGradient, Mode, check
 from ..memory import PerturbationMemory
 from ..objectives import Objective, resolve
@@ -36,7 +37,8 @@ class Attack:
         objective: "ce" (cross-entropy), "margin" (max_{j != y} z_j - z_y) or a callable (logits, y) -> (B,); raised.
         targeted: y is the class to reach; the objective is lowered.
         mode: state of the model during the attack: "eval", "train" or "keep" (as the caller left it).
-        precision: None, or torch.bfloat16 / torch.float16 to run the passes under autocast.
+        engine: how the passes are run: "eager", or some of "bf16", "fp16", "channels_last" and "compile" joined by "+";
+            `soatfast tune` measures which is fastest. The result keeps x's dtype and stays inside the ball.
     """
 
     eps: float | Tensor = 8 / 255
@@ -45,7 +47,7 @@ class Attack:
     objective: str | Objective = "ce"
     targeted: bool = False
     mode: Mode = "eval"
-    precision: torch.dtype | None = None
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         check_radius(self.eps)
@@ -54,10 +56,10 @@ class Attack:
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         resolve(self.objective)
-        self._oracle(nn.Identity())  # mode and precision have one place where they are checked
+        self._oracle(nn.Identity())  # mode and engine have one place where they are checked
 
     def _oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self.objective, self.mode, self.precision, self.targeted)
+        return InputGradient(model, self.objective, self.mode, self.engine, self.targeted)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial examples for x (B, ...) with labels y (B,): x's shape, dtype, device and layout, no gradient.
@@ -118,7 +120,9 @@ class Attack:
                 x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
             else:
                 x_adv = self._replay(oracle, wide, y, visit)
-        return round_towards(x_adv, x.detach()) if is_half(x) else x_adv
+        if is_half(x):
+            return round_towards(x_adv, x.detach())
+        return x_adv.contiguous() if x.is_contiguous() else x_adv
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -164,11 +168,14 @@ def is_half(t: Tensor) -> bool:
 
 @contextlib.contextmanager
 def widened(oracle: InputGradient, x: Tensor) -> Iterator[Tensor]:
-    """x as an attack computes on it: a half-precision batch in float32, while the model is fed x's dtype."""
+    """x as an attack computes on it: in the engine's memory format, and a half-precision batch in float32, while the
+    model is fed x's dtype.
+    """
     if is_half(x):
         oracle.input_dtype = x.dtype
+    wide = x.detach().float() if is_half(x) else x.detach()
     try:
-        yield x.detach().float() if is_half(x) else x.detach()
+        yield images_channels_last(wide) if oracle.engine.channels_last else wide
     finally:
         oracle.input_dtype = None
 

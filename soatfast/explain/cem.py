@@ -29,7 +29,7 @@ class _CEM:
     base: float = 0.0
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
-    precision: torch.dtype | None = None
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         for name in ("kappa", "beta"):
@@ -44,10 +44,10 @@ class _CEM:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         if not self.bounds[0] <= self.base <= self.bounds[1]:
             raise ValueError(f"base must lie in bounds {self.bounds}, got {self.base!r}")
-        self._oracle(torch.nn.Identity())  # mode and precision have one place where they are checked
+        self._oracle(torch.nn.Identity())  # mode and engine have one place where they are checked
 
     def _oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self._hinge, self.mode, self.precision)
+        return InputGradient(model, self._hinge, self.mode, self.engine)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor | None = None) -> Explanation:
         """Explain x (B, ...), images in ``bounds``: why the class y (B,), by default the one that the model predicts.
@@ -145,7 +145,7 @@ class PertinentNegative(_CEM):
         step_size: of the first step; it falls as sqrt(1 - k / steps).
         base: the value of a pixel that says nothing: 0 for a black background.
         bounds: the box of valid inputs; the model is shown no point outside of it.
-        mode, precision: as of :class:`~soatfast.attacks.Attack`.
+        mode, engine: as of :class:`~soatfast.attacks.Attack`.
 
     Defaults: CEM's code (kappa 0, beta 0.1, c 10, 9 searches, 1000 steps of 0.01). Its term gamma ||x - AE(x)||^2 of an
     autoencoder, off by default there, is left out. Where nothing is found delta is 0.

@@ -47,6 +47,7 @@ class MART(Loss):
         step_size: None means the paper's 0.007 at Linf 0.031 and 10 steps, in proportion to eps / steps; 2 eps / steps
             for L2 (the choice of TRADES; MART itself has Linf only).
         mode: of the attack: "eval" (the authors'), "train" or "keep". The loss itself takes the caller's mode.
+        engine: of the attack's passes; the loss's are the caller's.
 
     Defaults: the authors' CIFAR-10 script: eps = 0.031, 10 steps of 0.007, beta = 5.
 
@@ -71,6 +72,7 @@ class MART(Loss):
     noise: float = 0.001
     beta: float = 5.0
     mode: Mode = "eval"
+    engine: str = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +91,7 @@ class MART(Loss):
             step_size=self.step_size,
             noise=self.noise,
             mode=self.mode,
+            engine=self.engine,
             generator=self.generator,
         )
 

@@ -277,7 +277,7 @@ def pgd_step(
     tensor([[0.4000, 1.0000]])
     """
     layout = Layout(x)
-    size = math.prod(layout.sample)
+    size = layout.size
     k = math.ceil(size / 100) if k is None else k
     if not 1 <= k <= size:
         raise ValueError(f"k must be between 1 and the {size} entries of a sample, got {k!r}")

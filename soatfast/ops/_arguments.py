@@ -62,13 +62,14 @@ class Layout:
             raise TypeError(f"expected a floating tensor, got {getattr(like, 'dtype', type(like).__name__)}")
         if like.dim() < 2:
             raise ValueError(f"expected a batch of shape (B, ...), got shape {tuple(like.shape)}")
-        if math.prod(like.shape[1:]) == 0:
+        self.sample = like.shape[1:]
+        self.size = math.prod(self.sample)
+        if self.size == 0:
             raise ValueError(f"a sample must have at least one entry, got shape {tuple(like.shape)}")
         self.like = like
         self.format = torch.contiguous_format
         if like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
             self.format = torch.channels_last
-        self.sample = like.shape[1:]
 
     def rows(self, t: Tensor, name: str, blocks: int = 1) -> Tensor:
         like = self.like
@@ -83,10 +84,13 @@ class Layout:
 
     def flat(self, t: Tensor) -> Tensor:
         """Any number of samples as rows, in the memory order of the one that made the layout."""
-        t = t.detach().contiguous(memory_format=self.format)
+        if t.requires_grad:  # each of these calls is paid between any two passes of an attack
+            t = t.detach()
+        if not t.is_contiguous(memory_format=self.format):
+            t = t.contiguous(memory_format=self.format)
         if self.format is torch.channels_last:
             t = t.permute(0, 2, 3, 1)
-        return t.reshape(t.shape[0], math.prod(self.sample))
+        return t.view(t.shape[0], self.size)
 
     def restore(self, rows: Tensor) -> Tensor:
         if self.format is torch.channels_last:

@@ -247,7 +247,7 @@ CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, SimBA, TargetedPGD]
         ({"bounds": (1.0, 0.0)}, ValueError, "bounds must be"),
         ({"objective": "kl"}, ValueError, "objective must be one of"),
         ({"mode": "test"}, ValueError, "mode must be"),
-        ({"precision": torch.float64}, ValueError, "precision must be"),
+        ({"engine": "float64"}, ValueError, "engine must be"),
     ],
 )
 def test_bad_fields(cls, fields, error, message):
