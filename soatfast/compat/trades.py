@@ -62,8 +62,8 @@ def trades_loss(
         TypeError, ValueError: an argument is wrong, as the message says; the model's mode is as before then.
 
     Passes, K steps: K + 3 forwards (the original: 2K + 3), K backwards to the input, 1 to the parameters. A model that
-    draws random numbers in train mode (dropout), has a batch norm with momentum None, or changes buffers of other layers
-    (spectral norm), gets its second clean forward of the original, K + 4, as the first one does not stand for it.
+    draws random numbers in train mode (dropout), has a batch norm with momentum None, or changes buffers of other
+    layers (spectral norm), gets its second clean forward of the original, K + 4, as the first one cannot stand for it.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
