@@ -153,12 +153,12 @@ class Attack:
             raise TypeError(f"{type(self).__name__} has no steps")
         return dataclasses.replace(self, steps=steps)  # type: ignore[call-arg]
 
-    def _broadcast(self, per_sample: float | Tensor, x: Tensor) -> float | Tensor:
+    def _broadcast(self, per_sample: float | Tensor, x: Tensor, name: str = "eps") -> float | Tensor:
         """A scalar or per-sample tensor shaped to multiply x."""
         if not isinstance(per_sample, Tensor) or per_sample.dim() == 0:
             return per_sample if not isinstance(per_sample, Tensor) else per_sample.to(x.dtype)
         if len(per_sample) not in (1, len(x)):
-            raise ValueError(f"eps must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
+            raise ValueError(f"{name} must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
         return per_sample.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
 
 
@@ -196,6 +196,14 @@ def check_radius(eps: Any, name: str = "eps") -> None:
         raise ValueError(f"{name} must be finite and >= 0, got {eps!r}")
 
 
+def check_number(value: object, name: str, above: bool = True) -> None:
+    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf or (above and value == 0):
+        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
+
+
 def check_steps(steps: Any, name: str = "steps") -> None:
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"{name} must be a whole number, got {steps!r}")
@@ -218,7 +226,7 @@ def check_batch(x: Tensor, y: Tensor, bounds: tuple[float, float]) -> None:
     if x.numel() == 0:
         return
     lower, upper = bounds
-    slack = _BOX_TOLERANCE * (upper - lower)
+    slack = _BOX_TOLERANCE * (upper - lower if math.isfinite(upper - lower) else 1.0)
     low, high = torch.aminmax(x)  # NaN if there is one
     check(
         (low >= lower - slack) & (high <= upper + slack),

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..attacks.base import Model, check_batch, check_radius, check_steps, widened
+from ..attacks.base import Model, check_batch, check_number, check_steps, widened
 from ..gradients import InputGradient, Mode
 from ..objectives import Objective
 from ..passes import Passes, passes_of
@@ -115,7 +115,7 @@ class SmoothGrad(Saliency):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.samples, "samples")
-        check_radius(self.sigma, "sigma")
+        check_number(self.sigma, "sigma", above=False)
 
     def _slope(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
         total = torch.zeros_like(x)

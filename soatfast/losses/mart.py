@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import NearPGD
+from ..attacks.base import check_number
 from ..gradients import Mode
 from ..objectives import cross_entropy, kl_divergence
 from ..passes import Passes
-from .base import Loss, check_number, mean, training_logits
+from .base import Loss, mean, training_logits
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     >>> boosted_cross_entropy(torch.tensor([[0.0, 0.0], [0.0, 50.0]]), torch.tensor([0, 0]))
     tensor([  1.3863, 100.0000])
     """
-    rival = logits.detach().scatter(1, y.unsqueeze(1), -torch.inf).argmax(1, keepdim=True)
+    rival = logits.detach().scatter(1, y.long().unsqueeze(1), -torch.inf).argmax(1, keepdim=True)
     others = logits.scatter(1, rival, -torch.inf).logsumexp(1)
     return cross_entropy(logits, y) + F.softplus(logits.gather(1, rival).squeeze(1) - others, threshold=50)
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import NearPGD
-from ..attacks.base import check_batch
+from ..attacks.base import check_batch, check_number
 from ..gradients import Mode
 from ..objectives import Objective, cross_entropy, kl_divergence
 from ..passes import Passes, passes_of
-from .base import Loss, check_number, mean, training_logits, wide
+from .base import Loss, mean, training_logits, wide
 
 
 @dataclass(frozen=True, kw_only=True)
