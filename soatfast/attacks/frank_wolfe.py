@@ -130,6 +130,7 @@ class FrankWolfe(Attack):
                 bounds=self.bounds,
                 in_box=self.in_box,
             )
+            del g1  # or it would lie there during the next pass, where the memory peaks
         return probe
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:

@@ -106,6 +106,7 @@ class PGD(Attack):
                 loss, g = oracle(x_adv, y)
                 kept.offer(x_adv, loss, oracle.fooled(y))
             x_adv = self._step(x_adv, g, x, alpha)
+            del g  # or it would lie there during the next pass, where the memory peaks
         return x_adv
 
     def _alpha(self) -> float | Tensor:
