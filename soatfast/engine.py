@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_FLAGS = ("channels_last", "compile")
+_FLAGS = ("channels_last", "compile", "graph")
 PARTS = (*_PRECISIONS, *_FLAGS)
 """What an engine's name is made of; "eager" is the engine without any of them."""
 
@@ -24,11 +24,14 @@ class Engine:
     precision: the passes run under autocast to it. x, the gradient and every result keep x's dtype.
     channels_last: images, and for the time of the attack the convolutions' weights, lie in memory channels last.
     compile: the model's forward goes through torch.compile.
+    graph: gradients and whole attacks are CUDA graphs (:mod:`soatfast.graphs`). On CUDA only, with the objectives "ce"
+        and "margin".
     """
 
     precision: torch.dtype | None = None
     channels_last: bool = False
     compile: bool = False
+    graph: bool = False
 
 
 @functools.cache
@@ -40,7 +43,7 @@ def parse(name: str) -> Engine:
         ValueError: an unknown or repeated part, or two precisions.
 
     >>> parse("compile+bf16")
-    Engine(precision=torch.bfloat16, channels_last=False, compile=True)
+    Engine(precision=torch.bfloat16, channels_last=False, compile=True, graph=False)
     """
     if not isinstance(name, str):
         raise TypeError(f"engine must be a string, got {type(name).__name__}")
@@ -57,15 +60,21 @@ def images_channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def weights_channels_last(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+def weights_channels_last(model: nn.Module, copy: bool = True) -> list[tuple[nn.Parameter, Tensor]]:
     """Give the model's 4-d parameters channels-last copies of their data; what they had before, for :func:`put_back`.
 
-    A model that is channels_last already, ``model.to(memory_format=torch.channels_last)``, is left alone.
+    A model that is channels_last already, ``model.to(memory_format=torch.channels_last)``, is left alone; with
+    copy=False any other is a ValueError.
     """
-    before = []
+    before: list[tuple[nn.Parameter, Tensor]] = []
     with torch.inference_mode(False):
         for p in model.parameters():
             if p.dim() == 4 and not p.is_contiguous(memory_format=torch.channels_last):
+                if not copy:
+                    raise ValueError(
+                        'engine "channels_last+graph" needs a model whose weights are channels last: '
+                        "model.to(memory_format=torch.channels_last)"
+                    )
                 before.append((p, p.data))
                 p.data = p.data.contiguous(memory_format=torch.channels_last)
     return before

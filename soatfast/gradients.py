@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engine as engines
-from . import objectives, ops
+from . import graphs, objectives, ops
 from .passes import PassCounter, Passes, count_passes, unwrap
 
 __all__ = ["InputGradient", "Mode", "PassCounter", "Passes", "count_passes"]
@@ -33,8 +33,8 @@ class InputGradient:
         mode: "eval" (default), "train", or "keep" (leave every module's flag alone). In train mode batch norm mixes
             the samples of a batch, and its gradients are not per-sample ones.
         engine: how the passes are run: "eager" (default, as the caller has it), or some of "bf16", "fp16",
-            "channels_last" and "compile" joined by "+" (:mod:`soatfast.engine`). x and the gradient keep x's dtype.
-            Finite differences with tiny steps need full precision. `soatfast tune` measures which is fastest.
+            "channels_last", "compile" and "graph" joined by "+" (:mod:`soatfast.engine`). x and the gradient keep x's
+            dtype. Finite differences with tiny steps need full precision. `soatfast tune` measures which is fastest.
         targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
         freeze: False leaves the parameters' ``requires_grad`` alone, for a regulariser whose graph reaches them.
 
@@ -66,10 +66,16 @@ class InputGradient:
         if not callable(model):
             raise TypeError(f"model must be a module or a callable, got {type(model).__name__}")
         self.engine = engines.parse(engine)
-        if not isinstance(model, nn.Module) and (self.engine.compile or self.engine.channels_last):
+        structural = self.engine.compile or self.engine.channels_last or self.engine.graph
+        if structural and not isinstance(model, nn.Module):
             raise TypeError(f"engine {engine!r} needs an nn.Module, got {type(model).__name__}")
         self.model = unwrap(model) if isinstance(model, nn.Module) else model
         self.objective, self._derivative = objectives.resolve(objective)
+        if self.engine.graph and not isinstance(objective, str):
+            raise ValueError(
+                f'engine {engine!r} takes the objectives "ce" and "margin", got a callable: what it holds '
+                "would be recorded"
+            )
         self.mode = mode
         self.sign = -1.0 if targeted else 1.0
         self.freeze = freeze
@@ -95,7 +101,7 @@ class InputGradient:
             for p in self._frozen:
                 p.requires_grad_(False)
             if self.engine.channels_last:
-                self._layouts = engines.weights_channels_last(self.model)
+                self._layouts = engines.weights_channels_last(self.model, copy=not self.engine.graph)
             self._save_buffers()
         except BaseException:
             self.__exit__()
@@ -192,6 +198,9 @@ class InputGradient:
         return self._loss_of(logits, y), grad
 
     def _pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.engine.graph and not graphs.recording():
+            g, logits = self.replay(("gradient",), self._pass, (x, y))
+            return g, logits
         plain = self.engine.precision is None and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if plain:  # entering and leaving contexts would be a tenth of a small network's pass
             return self._differentiate(self._leaf(x), y)
@@ -213,6 +222,22 @@ class InputGradient:
         derivative = derivative / torch.where(scale > 0, scale, 1.0)
         (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
         return grad * scale.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype), seen
+
+    def replay(
+        self,
+        key: tuple,
+        run: Callable[..., tuple[Tensor, ...]],
+        inputs: tuple[Tensor, ...],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """run(*inputs), the inputs beginning with x and y and the outputs ending with logits, as a CUDA graph."""
+        assert isinstance(self.model, nn.Module)
+        name = next(name for name, function in objectives.OBJECTIVES.items() if function is self.objective)
+        key = (*key, name, self.sign, self.engine, self.input_dtype)
+        outputs = graphs.replay(self.model, key, run, inputs, generator)
+        self.logits = outputs[-1]
+        check_labels(inputs[1], self.logits.shape[1])  # of this batch: the recording has checked its own
+        return outputs
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Loss (B,) alone: one forward."""

@@ -17,7 +17,7 @@ from .objectives import Objective
 
 _PLAIN = ("eager", "channels_last", "compile", "compile+channels_last")
 _HALF = ("bf16", "bf16+channels_last", "compile+bf16", "compile+bf16+channels_last")
-_CUDA = ("fp16", "fp16+channels_last")
+_CUDA = ("fp16", "fp16+channels_last", "graph", "bf16+graph", "fp16+graph", "compile+bf16+graph")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Timing:
 
 
 def candidates(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """The engines that :func:`tune` tries where none are named; fp16 on a GPU only, as CPUs emulate it."""
+    """The engines that :func:`tune` tries where none are named; fp16 and graphs on a GPU only."""
     return (*_PLAIN, *_HALF, *(_CUDA if torch.device(device).type == "cuda" else ()))
 
 

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,9 @@ class Attack:
         objective: "ce" (cross-entropy), "margin" (max_{j != y} z_j - z_y) or a callable (logits, y) -> (B,); raised.
         targeted: y is the class to reach; the objective is lowered.
         mode: state of the model during the attack: "eval", "train" or "keep" (as the caller left it).
-        engine: how the passes are run: "eager", or some of "bf16", "fp16", "channels_last" and "compile" joined by "+";
-            `soatfast tune` measures which is fastest. The result keeps x's dtype and stays inside the ball.
+        engine: how the passes are run: "eager", or some of "bf16", "fp16", "channels_last", "compile" and "graph"
+            joined by "+" (:mod:`soatfast.engine`). `soatfast tune` measures which is fastest. The result keeps x's
+            dtype and stays inside the ball.
     """
 
     eps: float | Tensor = 8 / 255
@@ -116,7 +117,9 @@ class Attack:
         g0 is the gradient at x, where it is known already; visit the remembered perturbations, to go on from them.
         """
         with widened(oracle, x) as wide:
-            if visit is None:
+            if visit is None and g0 is None and oracle.engine.graph and self._recordable:
+                x_adv = self._recorded(oracle, wide, y)
+            elif visit is None:
                 x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
             else:
                 x_adv = self._replay(oracle, wide, y, visit)
@@ -126,6 +129,24 @@ class Attack:
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+    _recordable: ClassVar[bool] = False
+    """Whether all of _perturb runs on the device, so that it can be one CUDA graph."""
+
+    def _recorded(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
+        """_perturb as one CUDA graph. Fields that are tensors (eps, step_size) are inputs of it."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        generator = values.pop("generator", None)
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        fixed = [(name, value) for name, value in values.items() if name not in tensors]
+
+        def run(x: Tensor, y: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+            changed: dict[str, Any] = dict(zip(tensors, given, strict=True))
+            x_adv = dataclasses.replace(self, **changed)._perturb(oracle, x, y, None)
+            assert oracle.logits is not None
+            return x_adv, oracle.logits
+
+        return oracle.replay((type(self), *fixed, *tensors), run, (x, y, *tensors.values()), generator)[0]
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         raise NotImplementedError

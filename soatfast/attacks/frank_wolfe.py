@@ -69,6 +69,8 @@ class FrankWolfe(Attack):
     init: Init = "scaled"
     in_box: bool = False
 
+    _recordable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.steps)

@@ -45,6 +45,8 @@ class MIFGSM(Attack):
     step_size: float | Tensor | None = None
     decay: float = 1.0
 
+    _recordable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.p not in (2, math.inf):

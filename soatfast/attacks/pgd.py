@@ -56,6 +56,8 @@ class PGD(Attack):
     best: bool = False
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
+    _recordable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.p not in (1, 2, math.inf):
