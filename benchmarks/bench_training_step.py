@@ -127,6 +127,10 @@ def bench_scorpio_against_torchattacks(benchmark: Any) -> None:
         "SCORPIO FE(3) as usually written": usual.scorpio(eps),
     }
     scorpio, torchattacks, pgd, by_hand = losses.values()
+    for engine in ("bf16", "bf16+channels_last"):
+        losses[f"SCORPIO FE(3), {engine}"] = SCORPIO(eps=eps, mode="keep", engine=engine)
+    losses["SCORPIO FE(3) at strength 1"] = SCORPIO(eps=eps, mode="keep", strength=1)
+    losses["SCORPIO FE(3) at strength 1, bf16"] = SCORPIO(eps=eps, mode="keep", strength=1, engine="bf16")
     setting[0].eval()  # in train mode batch norm makes another gradient out of a few turned signs
     check_same("SCORPIO", scorpio, by_hand, *setting)
     check_same("torchattacks", pgd, torchattacks, *setting)
