@@ -317,7 +317,10 @@ class InputGradient:
 
 
 class _Recycled(torch.autograd.Function):
-    """A loss whose parameter gradients are known already."""
+    """A loss whose parameter gradients are known already, and are given away once.
+
+    They are scaled in place and let go, so that they become the parameters' ``grad`` without a copy.
+    """
 
     @staticmethod
     def deferred(loss: Tensor, used: list[tuple[nn.Parameter, Tensor]], frozen: list[nn.Parameter]) -> Tensor:
@@ -337,7 +340,15 @@ class _Recycled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor):  # type: ignore[override]
-        return None, None, *(upstream.to(slope.dtype) * slope for slope in ctx.slopes)
+        slopes, ctx.slopes = ctx.slopes, None
+        if slopes is None:
+            raise RuntimeError(
+                "the shared clean pass has given its parameter gradients away: going back through it again "
+                "(retain_graph=True) needs recycle=False"
+            )
+        if slopes:
+            torch._foreach_mul_(slopes, upstream)
+        return None, None, *slopes
 
 
 def check_logits(logits: object, samples: int) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from soatfast.gradients import InputGradient
 from tests.nets import batch, conv_net, relu_net, slow_gradient, smooth_net
@@ -155,6 +156,26 @@ def test_shared_pass_gives_the_training_gradients():
     torch.testing.assert_close(grad, slow_gradient(model, x, y))
     for p, g in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, g)
+
+
+def test_the_shared_gradients_are_given_away_once():
+    model, (x, y) = relu_net(), batch()
+    with InputGradient(model, mode="keep") as oracle:
+        loss, _ = oracle.shared(x, y)
+    (3 * loss).backward(retain_graph=True)
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (3 * F.cross_entropy(model(x), y, reduction="sum")).backward()
+    for p, g in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(g, p.grad)
+    with pytest.raises(RuntimeError, match="needs recycle=False"):
+        loss.backward()
+
+
+def test_a_shared_pass_of_a_model_without_parameters():
+    with InputGradient(nn.Identity(), mode="keep") as oracle:
+        loss, g = oracle.shared(torch.rand(2, 3), torch.tensor([0, 1]))
+    assert loss.shape == () and g.shape == (2, 3)
 
 
 def test_shared_pass_updates_batch_norm_once():
