@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,14 +111,18 @@ class _OfficialPGD(NearPGD):
             noise = torch.randn(x.shape)
         return x + (self.noise * noise).to(x.device)
 
-    def _step(self, x_adv: Tensor, g: Tensor, x: Tensor, alpha: float | Tensor) -> Tensor:
+    def _stepper(self, x: Tensor, alpha: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         if self.p == math.inf:
-            return super()._step(x_adv, g, x, alpha)
-        step = ops.lmo(g, 2, alpha)
-        blank = ops.lp_norm(g, 2) == 0
-        if blank.any():
-            step[blank] = -alpha * torch.randn_like(step[blank])
-        return ops.project((x_adv + step).clamp(*self.bounds), x, 2, self.eps, bounds=self.bounds)
+            return super()._stepper(x, alpha)
+
+        def step(x_adv: Tensor, g: Tensor) -> Tensor:
+            move = ops.lmo(g, 2, alpha)
+            blank = ops.lp_norm(g, 2) == 0
+            if blank.any():
+                move[blank] = -alpha * torch.randn_like(move[blank])
+            return ops.project((x_adv + move).clamp(*self.bounds), x, 2, self.eps, bounds=self.bounds)
+
+        return step
 
 
 def _state(model: nn.Module, norms: list[_BatchNorm], x: Tensor) -> list[Tensor]:

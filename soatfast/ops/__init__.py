@@ -9,6 +9,7 @@ differentiable: an attack's perturbation carries no gradient.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -30,6 +31,7 @@ __all__ = [
     "lmo",
     "lp_norm",
     "pgd_step",
+    "pgd_stepper",
     "power_step",
     "project",
     "replay_start",
@@ -276,27 +278,40 @@ def pgd_step(
     >>> pgd_step(x, torch.tensor([[-2.0, 1.0]]), x, p=math.inf, eps=0.1, alpha=0.25)
     tensor([[0.4000, 1.0000]])
     """
+    return pgd_stepper(x, p, eps, alpha, bounds=bounds, exact=exact, k=k)(x_adv, g)
+
+
+def pgd_stepper(
+    x: Tensor,
+    p: float,
+    eps: float | Tensor,
+    alpha: float | Tensor,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    exact: bool = False,
+    k: int | None = None,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """:func:`pgd_step` with all but (x_adv, g) given and checked: what an attack's loop has to call each time.
+
+    >>> import math, torch
+    >>> x = torch.tensor([[0.5, 1.0]])
+    >>> step = pgd_stepper(x, math.inf, 0.1, 0.25)
+    >>> step(x, torch.tensor([[-2.0, 1.0]]))
+    tensor([[0.4000, 1.0000]])
+    """
     layout = Layout(x)
-    size = layout.size
-    k = math.ceil(size / 100) if k is None else k
-    if not 1 <= k <= size:
-        raise ValueError(f"k must be between 1 and the {size} entries of a sample, got {k!r}")
+    k = math.ceil(layout.size / 100) if k is None else k
+    if not 1 <= k <= layout.size:
+        raise ValueError(f"k must be between 1 and the {layout.size} entries of a sample, got {k!r}")
     eps_number, eps_tensor = per_sample(eps, "eps", x)
     alpha_number, alpha_tensor = per_sample(alpha, "alpha", x)
-    rows = kernel("pgd_step")(
-        layout.rows(x_adv, "x_adv"),
-        layout.rows(g, "g"),
-        layout.rows(x, "x"),
-        norm_order(p, general=False),
-        eps_number,
-        eps_tensor,
-        alpha_number,
-        alpha_tensor,
-        *box(bounds),
-        exact,
-        k,
-    )
-    return layout.restore(rows)
+    order, (lower, upper), x_rows = norm_order(p, general=False), box(bounds), layout.rows(x, "x")
+    fixed = (x_rows, order, eps_number, eps_tensor, alpha_number, alpha_tensor, lower, upper, exact, k)
+
+    def step(x_adv: Tensor, g: Tensor) -> Tensor:
+        return layout.restore(kernel("pgd_step")(layout.rows(x_adv, "x_adv"), layout.rows(g, "g"), *fixed))
+
+    return step
 
 
 def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
