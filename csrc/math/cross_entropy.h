@@ -22,7 +22,7 @@ SOATFAST_HD void cross_entropy_derivative_row(
   team.each(n, [=](int64_t i) SOATFAST_BODY { scratch[i] = exp_of(scratch[i] - top); });
   const double chosen = static_cast<double>(scratch[label]);
   scratch[label] = T(0);
-  // One accumulator: of ten classes that is a sixth faster than `sum`, of a thousand as fast.
+  // One accumulator: a row of ten is a fifth faster than with `sum` (AVX-512), of a thousand 3 to 12 % slower.
   const double others = team.each_sum(n, [=](int64_t i) SOATFAST_BODY { return scratch[i]; });
   const double factor = static_cast<double>(sign) / (others + chosen);
   const T narrow = static_cast<T>(factor);

@@ -179,7 +179,7 @@ SOATFAST_HD float power_of_two(int32_t e) {
 // costs |t| / 2 ulps, and the probabilities of a confident sample have large |t|.)
 SOATFAST_HD float exp_of(float t) {
   t = t < -104.0f ? -104.0f : t;  // e^-104 rounds to 0
-  const float shifter = 0x1.8p23f;      // as above; its last bits then hold that integer
+  const float shifter = 0x1.8p23f;  // as above; its last bits then hold that integer
   const float shifted = fused(t, 1.44269504088896341f, shifter), n = shifted - shifter;
   const float rest = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, t));  // t - n ln 2; the first product is exact
   const float y = exp2_series(rest * 1.44269504088896341f);
