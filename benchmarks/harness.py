@@ -35,6 +35,7 @@ BUDGET = {
     "project": 12,
     "pgd_step": 16,
     "power_step": 24,
+    "cross_entropy_derivative": 8,
 }
 
 

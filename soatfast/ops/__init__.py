@@ -1,9 +1,9 @@
 """Fused operations on batches: everything that happens between two network passes, in one launch each.
 
-Each takes tensors of any shape (B, ...), validates, views them as (B, D) and calls the registered kernel: C++ on the
-CPU, Triton or CUDA C++ on a GPU, the pure-PyTorch reference anywhere else. A channels_last batch is viewed, not copied,
-but for the replay ops: they copy it to the order of the memory's rows (NCHW), and their result back. None of them is
-differentiable: an attack's perturbation carries no gradient.
+Each takes tensors of any shape (B, ...), the one of logits (B, K), validates, views them as (B, D) and calls the
+registered kernel: C++ on the CPU, Triton or CUDA C++ on a GPU, the pure-PyTorch reference anywhere else. A
+channels_last batch is viewed, not copied, but for the replay ops: they copy it to the order of the memory's rows
+(NCHW), and their result back. None of them is differentiable: an attack's perturbation carries no gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ._arguments import Layout, box, boxed_order, norm_order, per_sample, positive_step
+from ._arguments import Layout, box, boxed_order, finite_number, labelled, norm_order, per_sample, positive_step
 from ._dispatch import backend, kernel
 from .constants import INIT_LMO, INIT_RAW, INIT_SCALED
 from .krylov import arnoldi_start, arnoldi_step, givens_step, krylov_combine, triangular_solve
@@ -24,6 +24,7 @@ __all__ = [
     "arnoldi_start",
     "arnoldi_step",
     "backend",
+    "cross_entropy_derivative",
     "frank_wolfe_init",
     "frank_wolfe_step",
     "givens_step",
@@ -340,3 +341,31 @@ def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[
     rows = (layout.rows(g0, "g0"), layout.rows(g1, "g1"), layout.rows(u, "u"), layout.rows(x, "x"))
     fresh, probe, rayleigh, norm = kernel("power_step")(*rows, positive_step(h))
     return layout.restore(fresh), layout.restore(probe), rayleigh, norm
+
+
+def cross_entropy_derivative(logits: Tensor, y: Tensor, sign: float = 1.0) -> Tensor:
+    r"""sign times the derivative of each sample's cross-entropy by its logits z: what a backward pass starts from.
+
+        d_j = sign softmax(z)_j for j != y,   d_y = -sign sum_{j != y} softmax(z)_j
+
+    d_y is never 1 - p_y, which rounds to 0 for a confident sample: a row sums to 0 within rounding. Computed in float32
+    (float64 for float64) and rounded once. A logit of -inf has probability 0; a NaN or +inf makes its row NaN, as in
+    softmax, and no other.
+
+    Args:
+        logits: (B, K), K >= 2, float32, float64, bfloat16 or float16.
+        y: (B,) labels in 0..K-1, of any integer dtype.
+        sign: 1 to raise the loss of y, -1 to lower it (targeted); any finite number.
+
+    Returns:
+        (B, K) in the logits' dtype.
+
+    Raises:
+        RuntimeError: a label lies outside 0..K-1. On CUDA its row is NaN instead.
+
+    >>> import torch
+    >>> cross_entropy_derivative(torch.tensor([[0.0, 0.0], [40.0, 0.0]]), torch.tensor([1, 0]))
+    tensor([[ 5.0000e-01, -5.0000e-01],
+            [-4.2484e-18,  4.2484e-18]])
+    """
+    return kernel("cross_entropy_derivative")(*labelled(logits, y), finite_number(sign, "sign"))
