@@ -177,7 +177,7 @@ class InputGradient:
 
     def _derivative_of(self, logits: Tensor, y: Tensor) -> Tensor:
         """The objective's derivative (B, K) by the (detached) logits, in their dtype."""
-        if self.objective is objectives.cross_entropy and hasattr(ops, "cross_entropy_derivative"):
+        if self.objective is objectives.cross_entropy:
             return ops.cross_entropy_derivative(logits, y, self.sign)
         with self._head(logits) as wide:
             derivative = self._derivative(wide, y)
