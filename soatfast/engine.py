@@ -23,7 +23,8 @@ class Engine:
 
     precision: the passes run under autocast to it. x, the gradient and every result keep x's dtype.
     channels_last: images, and for the time of the attack the convolutions' weights, lie in memory channels last.
-    compile: the model's forward goes through torch.compile.
+    compile: the model's forward goes through torch.compile. The model's own hooks run as ever; one that an inner module
+        gets after the first compiled pass may not be seen, as torch.compile does not look for them again.
     graph: gradients and whole attacks are CUDA graphs (:mod:`soatfast.graphs`). On CUDA only, with the objectives "ce"
         and "margin".
     """

@@ -93,7 +93,9 @@ class InputGradient:
         if not isinstance(self.model, nn.Module):
             return self
         self._flags = [(m, m.training) for m in self.model.modules()]
-        self._frozen = [p for p in self.model.parameters() if p.requires_grad and self.freeze]
+        if self.freeze:
+            own = (p for m, _ in self._flags for p in m._parameters.values())  # parameters() takes three times as long
+            self._frozen = list(dict.fromkeys(p for p in own if p is not None and p.requires_grad))
         wanted = self.mode == "train"
         try:
             if self.mode != "keep" and any(training != wanted for _, training in self._flags):

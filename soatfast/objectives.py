@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import ops
+
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -60,12 +62,6 @@ def _column(y: Tensor) -> Tensor:
     return y.long().unsqueeze(1)
 
 
-def cross_entropy_derivative(logits: Tensor, y: Tensor) -> Tensor:
-    label = _column(y)
-    derivative = logits.softmax(1).scatter_(1, label, 0.0)
-    return derivative.scatter_(1, label, derivative.sum(1, keepdim=True).neg_())
-
-
 def _margin_derivative(logits: Tensor, y: Tensor) -> Tensor:
     label = _column(y)
     rival = logits.scatter(1, label, -torch.inf).argmax(1, keepdim=True)
@@ -86,7 +82,7 @@ def _autograd_derivative(function: Objective) -> Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin}
-_DERIVATIVES: dict[str, Objective] = {"ce": cross_entropy_derivative, "margin": _margin_derivative}
+_DERIVATIVES: dict[str, Objective] = {"ce": ops.cross_entropy_derivative, "margin": _margin_derivative}
 
 
 def resolve(objective: str | Objective) -> tuple[Objective, Objective]:
