@@ -25,11 +25,12 @@ from soatfast.train.errors import UserError
 from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited
 from soatfast.train.progress import Progress
 from soatfast.train.specs import check_width, make_model
+from soatfast.train.start import Start
 from soatfast.train.trainer import TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Start):
     """Train one model by several methods and attack each."""
 
     preset: Literal["demo", "tables"] = "demo"
@@ -68,8 +69,6 @@ class CompareConfig:
     """Use only the first so many training samples."""
     test_samples: int | None = None
     """Use only the first so many held-out samples."""
-    fresh: bool = False
-    """Delete the trainings of these methods and seeds in run_dir and begin anew."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -111,6 +110,7 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
     progress = progress or Progress()
+    config.check_start(config.run_dir, f"*/seed-*/{checkpoint.OPTIONS}")
     checkpoint.make_writable(config.run_dir)
     if "autoattack" in config.attacks:  # asked now, and not after hours of training
         try:

@@ -15,6 +15,7 @@ from soatfast.attacks import PGD, SimBA
 from soatfast.attacks.named import UL
 from soatfast.evaluate.accuracy import batches, gather
 from soatfast.evaluate.autoattack import require_torchattacks
+from soatfast.evaluate.records import FILE
 from soatfast.evaluate.suite import Report
 from soatfast.evaluate.table import Table
 from soatfast.passes import Passes
@@ -24,13 +25,14 @@ from soatfast.train.errors import UserError
 from soatfast.train.methods import check_ball
 from soatfast.train.models import MODELS
 from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.start import Start
 
 FIGURES = "evaluation.json"
 _SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of eps, where the curve is measured
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Start):
     """Attack one trained model by the whole suite, with a record of each sample; the same command goes on after an
     interruption, batch by batch."""
 
@@ -57,8 +59,6 @@ class EvaluateConfig:
     """Samples attacked at a time, and kept through an interruption."""
     seed: int = 0
     """Of random starts; and of the weights of a model that sets its own."""
-    fresh: bool = False
-    """Begin anew."""
 
     def __post_init__(self) -> None:
         check_ball(self.eps, self.p)
@@ -77,6 +77,7 @@ def evaluate(config: EvaluateConfig, report: Report | None = None) -> list[Table
     masking.png as well; return the tables.
     """
     folder = config.run_dir
+    config.check_start(folder, FILE)
     checkpoint.make_writable(folder)
     if config.autoattack:
         try:
