@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soatfast.report.sections import RESULTS, Section, sections, trainings, unfinished
+from soatfast.report.sections import RESULTS, Section, read_results, sections, trainings, unfinished
 from soatfast.train import checkpoint
 from soatfast.train.errors import UserError
 
@@ -35,10 +35,10 @@ def report(config: ReportConfig) -> Path:
         raise UserError(f"there is no folder {folder}: soatfast compare --run-dir {folder} makes one")
     missing = unfinished(folder)
     if not (folder / RESULTS).is_file() and any(folder.glob("*/seed-*")):
-        missing.append("the comparison, whose table is not written yet")
+        missing.append("the comparison")
     parts = list(sections(folder))
     if not parts:
-        begun = f"{', '.join(missing)} is not finished" if missing else "no run was begun in it"
+        begun = f"not finished: {', '.join(missing)}" if missing else "no run was begun in it"
         raise UserError(f"{folder} has nothing to report: {begun}")
     checkpoint.make_writable(folder / "report")
     for section in parts:
@@ -55,7 +55,7 @@ def page(folder: Path, parts: list[Section], missing: list[str]) -> str:
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    results = checkpoint.read_json(folder / RESULTS) if (folder / RESULTS).is_file() else {}
+    results = read_results(folder) if (folder / RESULTS).is_file() else {}
     return environment.from_string(template).render(
         title=f"soatfast: {folder.name}",
         about=_about(results, dict(trainings(folder))),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soatfast.evaluate import records
+from soatfast.evaluate.suite import TABLE
 from soatfast.evaluate.table import Column, Table
 from soatfast.report import figures
 from soatfast.train import checkpoint, papers
@@ -38,7 +40,7 @@ class Section:
 def sections(folder: Path) -> Iterator[Section]:
     """The sections of a run folder, of the files that are there."""
     if (folder / RESULTS).is_file():
-        results = checkpoint.read_json(folder / RESULTS)
+        results = read_results(folder)
         yield _comparison(folder, results)
         yield _attacks(results)
         if results["config"].get("preset") == "tables" and (folder / papers.RECORD).is_file():
@@ -48,29 +50,50 @@ def sections(folder: Path) -> Iterator[Section]:
         yield _training(runs)
     if (folder / "curvature.json").is_file():
         yield _curvature(folder)
-    if (folder / "evaluation.json").is_file():
+    if _evaluated(folder):
         yield _evaluation(folder)
     yield from _galleries(folder)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What soatfast compare wrote; UserError where a part is missing."""
+    return _with_parts(folder / RESULTS, "config", "attacks", "installation", "device", "methods", "table")
+
+
+def _with_parts(path: Path, *parts: str) -> dict[str, Any]:
+    found = checkpoint.read_json(path)
+    lacking = [part for part in parts if not isinstance(found, dict) or part not in found]
+    if lacking:
+        raise UserError(f"{path} has no {', '.join(lacking)}; the command that wrote it writes it again")
+    return found  # type: ignore[no-any-return]
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label, result.json) of each finished training: the folder's own, or a comparison's METHOD/seed-N."""
     if (folder / checkpoint.RESULT).is_file():
-        yield folder.name, checkpoint.read_json(folder / checkpoint.RESULT)
+        yield folder.name, _with_parts(folder / checkpoint.RESULT, "history")
     for path in sorted(folder.glob(f"*/seed-*/{checkpoint.RESULT}")):
         name, seed = path.parent.parent.name, path.parent.name.removeprefix("seed-")
         label = METHODS[name].label if name in METHODS else name
-        yield f"{label}, seed {seed}", checkpoint.read_json(path)
+        yield f"{label}, seed {seed}", _with_parts(path, "history")
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Trainings that were begun and have no result yet."""
+    """Trainings that were begun and have no result yet, and an evaluation without its table."""
     begun = [folder, *sorted(folder.glob("*/seed-*"))]
-    return [
+    found = [
         str(path.relative_to(folder)) if path != folder else folder.name
         for path in begun
         if (path / checkpoint.OPTIONS).is_file() and not (path / checkpoint.RESULT).is_file()
     ]
+    if (folder / records.FILE).is_file() and not _evaluated(folder):
+        found.append("the evaluation")
+    return found
+
+
+def _evaluated(folder: Path) -> bool:
+    """Whether there are figures, and of the records beside them: these have a table only once they are whole."""
+    return (folder / "evaluation.json").is_file() and (folder / TABLE).is_file()
 
 
 def _comparison(folder: Path, results: dict[str, Any]) -> Section:

@@ -45,7 +45,8 @@ class EvaluateConfig(Start):
     steps: int = 40
     """Of PGD."""
     autoattack: bool = False
-    """AutoAttack as well (of torchattacks; minutes)."""
+    """AutoAttack as well (of torchattacks; thousands of passes for each sample that withstands it: with worst_case it
+    comes last, and sees only the survivors of all others)."""
     analysis: bool = False
     """Accuracy against eps and against PGD's steps, PGD against SimBA, and the signs of masked gradients as well."""
     worst_case: bool = False
@@ -100,6 +101,7 @@ def evaluate(config: EvaluateConfig, report: Report | None = None) -> list[Table
         worst_case=config.worst_case,
         resume=not config.fresh,
     )
+    (folder / FIGURES).unlink(missing_ok=True)  # of an earlier evaluation
     tables = [found.table(f"{config.subject.model} on {config.subject.data}, {_ball(config)}")]
     if config.analysis:
         tables.append(_analysis(config, model, (x, y), report))
@@ -113,7 +115,9 @@ def _ball(config: EvaluateConfig) -> str:
 
 def _attacks(config: EvaluateConfig, data: Data) -> dict[str, Any]:
     directions = min(200, math.prod(data.shape))  # a small image has fewer than SimBA's 200
-    return ev.standard_attacks(config.eps, config.p, config.steps, data.classes, config.autoattack, directions)
+    return ev.standard_attacks(
+        config.eps, config.p, config.steps, data.classes, config.autoattack, directions, config.seed
+    )
 
 
 def _analysis(config: EvaluateConfig, model: nn.Module, data: Any, report: Report | None) -> Table:
