@@ -11,6 +11,7 @@ from torch import Tensor
 
 _WINDOW = 11
 _EDGE = _WINDOW // 2
+_ENTRIES = 2**22  # of images at a time: torchmetrics keeps some twenty arrays of them
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def image_quality(
     [0, 1] (a PSNR of [0, 1] images with 255 in its place is 48.1 dB too high). SSIM is Wang et al.'s (2004): Gaussian
     window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, mean over the windows that lie inside the image.
 
-    dtype: in which it is computed. A window's variance is a difference of large numbers: in float32, ten times as fast,
-    the SSIM of flat bright images is off by up to 2e-4, of others by less than 1e-6.
+    dtype: in which it is computed. A window's variance is a difference of large numbers: in float32, three times as
+    fast, the SSIM of flat bright images is off by up to 2e-4, of others by less than 1e-6.
 
     Raises:
         ImportError: torchmetrics is not there.
@@ -87,7 +88,9 @@ def quality_of_changed(x: Tensor, x_adv: Tensor, data_range: float) -> Quality:
     if min(x.shape[2:]) >= _WINDOW:
         found.ssim[~changed] = 1.0
         if len(a):
-            found.ssim[changed] = _ssim(metrics, a, b, data_range).double()
+            some = max(1, _ENTRIES // a[0].numel())
+            pairs = zip(a.split(some), b.split(some), strict=True)
+            found.ssim[changed] = torch.cat([_ssim(metrics, *pair, data_range) for pair in pairs]).double()
     return found
 
 
@@ -99,11 +102,13 @@ def _psnr(metrics: ModuleType, clean: Tensor, changed: Tensor, data_range: float
 
 
 def _ssim(metrics: ModuleType, clean: Tensor, changed: Tensor, data_range: float) -> Tensor:
+    # All images as the channels of one: its convolution is then 4 (float32) to 12 (float64) times as fast on the CPU.
+    one, other = (images.flatten(0, 1)[None] for images in (changed, clean))
     _, local = metrics.structural_similarity_index_measure(
-        changed, clean, data_range=data_range, gaussian_kernel=True, sigma=1.5, return_full_image=True
+        one, other, data_range=data_range, gaussian_kernel=True, sigma=1.5, return_full_image=True
     )
     inside: Tensor = local[..., _EDGE:-_EDGE, _EDGE:-_EDGE]  # torchmetrics averages over windows of mirrored pixels too
-    return inside.flatten(1).mean(1)
+    return inside.reshape(len(clean), -1).mean(1)
 
 
 def require_torchmetrics() -> ModuleType:

@@ -53,7 +53,7 @@ def test_in_the_suite(small, tmp_path):
     with torch.no_grad():
         y = model(x).argmax(1)
     y[0] = (y[0] + 1) % 5
-    attacks = {"pgd": PGD(eps=0.02, steps=3), "auto": AutoAttack(eps=0.03, classes=5, seed=3)}
+    attacks = {"pgd": PGD(eps=0.22, steps=3), "auto": AutoAttack(eps=0.15, classes=5, seed=3)}
     loader = list(zip(x.split(5), y.split(5), strict=True))
     seen = []
     handle = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
@@ -63,10 +63,10 @@ def test_in_the_suite(small, tmp_path):
     assert sum(seen) == whole.passes.forward_samples + asked_before
     auto = whole["auto"]
     assert list(whole.results) == ["clean", "pgd", "auto"]
-    assert np.array_equal(auto.attacked, whole["pgd"].correct) and not auto.attacked.all()
+    assert np.array_equal(auto.attacked, whole["pgd"].correct) and auto.attacked.sum() < 9, "PGD fools some"
     assert 0 < auto.correct.sum() < auto.attacked.sum(), "some withstand it, some do not"
     assert (auto.forward[~auto.attacked] == 0).all() and (auto.forward[auto.attacked] > 100).all()
-    alone = AutoAttack(eps=0.03, classes=5, seed=3)(model, x[:5][auto.attacked[:5]], y[:5][auto.attacked[:5]])
+    alone = AutoAttack(eps=0.15, classes=5, seed=3)(model, x[:5][auto.attacked[:5]], y[:5][auto.attacked[:5]])
     assert np.array_equal(auto.prediction[:5][auto.attacked[:5]], model(alone).argmax(1).numpy())
 
     def stop(name, done, total):

@@ -10,7 +10,7 @@ from torch import nn
 
 from soatfast.attacks import FGSM, PGD
 from soatfast.errors import RunFolderError
-from soatfast.evaluate import image_quality, load_suite, suite
+from soatfast.evaluate import image_quality, load_suite, quality, suite
 from tests.nets import batch, relu_net
 
 SHAPE = (1, 13, 12)
@@ -62,6 +62,18 @@ def test_it_is_the_quality_of_the_final_example_and_means_leave_out_what_is_unpe
     psnr, ssim = found.quality
     assert psnr == pytest.approx(float(expected.psnr[expected.psnr.isfinite()].mean()), rel=1e-5)
     assert ssim == pytest.approx(float(expected.ssim[expected.psnr.isfinite()].mean()), abs=1e-5) and psnr < 40
+
+
+def test_large_images_are_measured_a_few_at_a_time(monkeypatch):
+    x, _ = batch(7, SHAPE, dtype=torch.float32)
+    x_adv = (x + 0.02).clamp(0, 1)
+    whole = quality.quality_of_changed(x, x_adv, 1.0)
+    sizes = []
+    real = quality._ssim
+    monkeypatch.setattr(quality, "_ENTRIES", 3 * x[0].numel())
+    monkeypatch.setattr(quality, "_ssim", lambda metrics, a, *rest: sizes.append(len(a)) or real(metrics, a, *rest))
+    torch.testing.assert_close(quality.quality_of_changed(x, x_adv, 1.0).ssim, whole.ssim)
+    assert sizes == [3, 3, 1]
 
 
 def test_the_range_is_that_of_the_attacks_box(net):
