@@ -8,12 +8,13 @@ PYTEST  = OMP_NUM_THREADS=1 $(RUN) pytest -q
 NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
                 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: help setup nvcc demo compare study test lint bench gpu-check doctor clean
+.PHONY: help setup nvcc demo compare study test lint bench peers gpu-check doctor clean
 help:
 	@echo "make demo       train the five models of the README on real digits, write runs/demo"
 	@echo "make test       run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      time the ops and attacks against their baselines, print the ratios"
+	@echo "make peers      install foolbox and ART, which make bench then compares with as well"
 	@echo "make compare    the README's table: the demo with three seeds, and the SCORPIO of the paper"
 	@echo "make study      training with a memory against PGD training: docs/replay.md, about two hours"
 	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
@@ -61,10 +62,16 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# `make peers` first, and PGD is timed against foolbox and ART as well.
 bench: setup
 	@mkdir -p runs
 	$(RUN) pytest -q benchmarks --benchmark-json=runs/bench.json --benchmark-columns=median
 	$(RUN) benchmarks.report runs/bench.json
+	$(RUN) benchmarks.scaling
+	$(RUN) benchmarks.peak_memory
+
+peers: setup
+	$(RUN) pip install -q -e ".[peers]" --no-build-isolation
 
 # On a GPU machine the environment that holds its torch: .venv where there is one, else PYTHON.
 gpu-check:

@@ -45,6 +45,7 @@ OPS = (
     "replay_start",
     "replay_step",
     "power_step",
+    "cross_entropy_derivative",
     "arnoldi_step",
     "givens_step",
     "triangular_solve",

@@ -5,10 +5,12 @@ mode, nothing else. An attack that costs ten of them has no overhead.
 """
 
 import dataclasses
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks.harness import race
 from soatfast.attacks import PGD, SOAE, FrankWolfe
@@ -53,6 +55,24 @@ def bench_pgd(benchmark, network, batch):
     }
     rounds = 60 if network == "SmallCNN" else 7
     race(benchmark, f"PGD-10 {network} batch {batch}", candidates, rounds=rounds, checked=False)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 128, 512])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def bench_between_passes(benchmark, shape, batch):
+    """A linear model makes the passes cheap, so that the difference, what lies between them, shows."""
+    torch.manual_seed(0)
+    torchattacks = pytest.importorskip("torchattacks")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 10)).eval()
+    x, y = torch.rand(batch, *shape), torch.randint(0, 10, (batch,))
+    ours = PGD(eps=0.2, step_size=0.05, steps=10, random_start=False)
+    theirs = torchattacks.PGD(model, eps=0.2, alpha=0.05, steps=10, random_start=False)
+    candidates = {
+        "soatfast": lambda: ours(model, x, y),
+        "10 bare passes": lambda: bare_passes(model, x, y, 10),
+        "torchattacks": lambda: theirs(x, y),
+    }
+    race(benchmark, f"PGD-10, linear model of {math.prod(shape)} pixels, batch {batch}", candidates, checked=False)
 
 
 @pytest.mark.parametrize("scheme", ["fe", "cd"])

@@ -110,6 +110,8 @@ def _calls() -> dict[str, tuple[int, Callable[[], object]]]:
     for p in (2, 1):
         calls[f"pgd_step exact p={p}"] = 16, lambda p=p: ops.pgd_step(x_adv, g0, x, p, 0.5, 0.1, exact=True)
     calls["power_step"] = 24, lambda: ops.power_step(g0, g1, v, x, 0.5)
+    y = torch.arange(shape[0], device="cuda") % ENTRIES
+    calls["cross_entropy_derivative"] = 8, lambda: ops.cross_entropy_derivative(g0, y)
     return calls
 
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "math/cross_entropy.h"
 #include "math/krylov.h"
 #include "math/lmo.h"
 #include "math/pgd.h"
@@ -63,6 +64,16 @@ Row<T> project(const Row<T>& x_adv_row, const Row<T>& x_row, double p, T eps, T 
   return out;
 }
 
+template <typename T>
+Row<T> cross_entropy_derivative(const Row<T>& logits, int64_t label, T sign) {
+  if (label < 0 || label >= logits.size()) throw std::invalid_argument("label must be an index of logits");
+  Row<T> out(logits.size());
+  std::vector<T> scratch(logits.size());
+  cross_entropy_derivative_row<T>(
+      SimdTeam{}, logits.size(), logits.data(), label, sign, out.mutable_data(), scratch.data());
+  return out;
+}
+
 // One column of the factorisation; the arrays are updated, (residual, iterations, status) returned.
 template <typename T>
 py::tuple givens(
@@ -107,6 +118,9 @@ void bind(py::module_& m) {
       "project", &project<T>, py::arg("x_adv").noconvert(), py::arg("x").noconvert(), py::arg("p"), py::arg("eps"),
       py::arg("lower") = T(0), py::arg("upper") = T(1), py::arg("exact") = false,
       "projection of one row x_adv (D,) on the ball around x (D,) and the box");
+  m.def(
+      "cross_entropy_derivative", &cross_entropy_derivative<T>, py::arg("logits").noconvert(), py::arg("label"),
+      py::arg("sign") = T(1), "derivative of the cross-entropy of one row of logits (K,)");
 }
 
 }  // namespace

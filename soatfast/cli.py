@@ -1,4 +1,4 @@
-"""The command `soatfast`: train, attack, evaluate, compare, curvature, explain, report, bench and doctor.
+"""The command `soatfast`: train, attack, evaluate, compare, curvature, explain, report, tune, bench and doctor.
 
 Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from soatfast.train.evaluate import EvaluateConfig
     from soatfast.train.explain import ExplainConfig
     from soatfast.train.training import TrainingConfig
+    from soatfast.train.tune import TuneConfig
 
 _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows the traceback of an error."
 
@@ -75,6 +76,7 @@ def _run(words: list[str]) -> None:
     from soatfast.train.explain import ExplainConfig
     from soatfast.train.presets import defaults
     from soatfast.train.training import TrainingConfig
+    from soatfast.train.tune import TuneConfig
 
     commands: dict[str, tuple[type, Callable[[Any], None]]] = {
         "train": (TrainingConfig, _train),
@@ -84,6 +86,7 @@ def _run(words: list[str]) -> None:
         "curvature": (CurvatureConfig, _curvature),
         "explain": (ExplainConfig, _explain),
         "report": (ReportConfig, _report),
+        "tune": (TuneConfig, _tune),
         "bench": (BenchConfig, _bench),
         "doctor": (Doctor, _doctor),
     }
@@ -152,6 +155,13 @@ def _bench(config: BenchConfig) -> None:
 
     print(_with_bar(bench, config))
     print(f"written to {config.run_dir}: bench.md, bench.json, options.json")
+
+
+def _tune(config: TuneConfig) -> None:
+    from soatfast.train.tune import tune_command
+
+    _with_bar(tune_command, config)
+    print(f"written to {config.run_dir}: tune.md, tune.json, options.json")
 
 
 def _curvature(config: CurvatureConfig) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import objectives
+from . import objectives, ops
 from .gradients import InputGradient
 
 
@@ -75,7 +75,7 @@ def gauss_newton(oracle: InputGradient, x: Tensor, y: Tensor) -> GaussNewton:
     logits, jacobian = oracle.jacobian(x, y)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     p = wide.softmax(1)
-    slope = objectives.cross_entropy_derivative(wide, y)
+    slope = ops.cross_entropy_derivative(wide, y)
     # 1 - p_k as the sum of the others: it survives where p_k rounds to 1.
     rest = torch.stack([p[:, [j for j in range(p.shape[1]) if j != k]].sum(1) for k in range(p.shape[1])], 1)
     s = torch.diag_embed(p * rest) - (p.unsqueeze(2) * p.unsqueeze(1)) * (1 - torch.eye(p.shape[1]).to(p))

@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from . import objectives
+from . import engine as engines
+from . import graphs, objectives, ops
 from .passes import PassCounter, Passes, count_passes, unwrap
 
 __all__ = ["InputGradient", "Mode", "PassCounter", "Passes", "count_passes"]
 
 Mode = Literal["eval", "train", "keep"]
-_PRECISIONS = (None, torch.bfloat16, torch.float16)
 
 
 class InputGradient:
@@ -32,8 +32,9 @@ class InputGradient:
         objective: "ce", "margin" (max_{j != y} z_j - z_y), or a callable (logits, y) -> (B,).
         mode: "eval" (default), "train", or "keep" (leave every module's flag alone). In train mode batch norm mixes
             the samples of a batch, and its gradients are not per-sample ones.
-        precision: None runs the passes as the caller has it; torch.bfloat16 or torch.float16 runs them under
-            autocast. x and the gradient keep x's dtype. Finite differences with tiny steps need None.
+        engine: how the passes are run: "eager" (default, as the caller has it), or some of "bf16", "fp16",
+            "channels_last", "compile" and "graph" joined by "+" (:mod:`soatfast.engine`). x and the gradient keep x's
+            dtype. Finite differences with tiny steps need full precision. `soatfast tune` measures which is fastest.
         targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
         freeze: False leaves the parameters' ``requires_grad`` alone, for a regulariser whose graph reaches them.
 
@@ -56,25 +57,32 @@ class InputGradient:
         model: nn.Module | Callable[[Tensor], Tensor],
         objective: str | objectives.Objective = "ce",
         mode: Mode = "eval",
-        precision: torch.dtype | None = None,
+        engine: str = "eager",
         targeted: bool = False,
         freeze: bool = True,
     ):
         if mode not in ("eval", "train", "keep"):
             raise ValueError(f'mode must be "eval", "train" or "keep", got {mode!r}')
-        if precision not in _PRECISIONS:
-            raise ValueError(f"precision must be None, torch.bfloat16 or torch.float16, got {precision!r}")
         if not callable(model):
             raise TypeError(f"model must be a module or a callable, got {type(model).__name__}")
+        self.engine = engines.parse(engine)
+        structural = self.engine.compile or self.engine.channels_last or self.engine.graph
+        if structural and not isinstance(model, nn.Module):
+            raise TypeError(f"engine {engine!r} needs an nn.Module, got {type(model).__name__}")
         self.model = unwrap(model) if isinstance(model, nn.Module) else model
         self.objective, self._derivative = objectives.resolve(objective)
+        if self.engine.graph and not isinstance(objective, str):
+            raise ValueError(
+                f'engine {engine!r} takes the objectives "ce" and "margin", got a callable: what it holds '
+                "would be recorded"
+            )
         self.mode = mode
-        self.precision = precision
         self.sign = -1.0 if targeted else 1.0
         self.freeze = freeze
         self.input_dtype: torch.dtype | None = None  # what the model is fed, where it differs from x's dtype
         self.logits: Tensor | None = None  # of the last pass, detached
         self._flags: list[tuple[nn.Module, bool]] = []
+        self._layouts: list[tuple[nn.Parameter, Tensor]] = []
         self._frozen: list[nn.Parameter] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._labels_checked = False
@@ -85,12 +93,17 @@ class InputGradient:
         if not isinstance(self.model, nn.Module):
             return self
         self._flags = [(m, m.training) for m in self.model.modules()]
-        self._frozen = [p for p in self.model.parameters() if p.requires_grad and self.freeze]
+        if self.freeze:
+            own = (p for m, _ in self._flags for p in m._parameters.values())  # parameters() takes three times as long
+            self._frozen = list(dict.fromkeys(p for p in own if p is not None and p.requires_grad))
+        wanted = self.mode == "train"
         try:
-            if self.mode != "keep":
-                self.model.train(self.mode == "train")
+            if self.mode != "keep" and any(training != wanted for _, training in self._flags):
+                self.model.train(wanted)
             for p in self._frozen:
                 p.requires_grad_(False)
+            if self.engine.channels_last:
+                self._layouts = engines.weights_channels_last(self.model, copy=not self.engine.graph)
             self._save_buffers()
         except BaseException:
             self.__exit__()
@@ -99,12 +112,14 @@ class InputGradient:
 
     def __exit__(self, *exception: object) -> None:
         for module, training in self._flags:
-            module.training = training
+            if module.training != training:
+                module.training = training
+        engines.put_back(self._layouts)
         for p in self._frozen:
             p.requires_grad_(True)
         for buffer, saved in self._buffers:
             buffer.data.copy_(saved)  # .data: a graph that the caller still holds has saved this version of the buffer
-        self._flags, self._frozen, self._buffers = [], [], []
+        self._flags, self._frozen, self._buffers, self._layouts = [], [], [], []
         self.logits = None
         self._labels_checked = False
 
@@ -113,7 +128,7 @@ class InputGradient:
         assert isinstance(self.model, nn.Module)
         self._buffers = [
             (buffer, buffer.detach().clone())
-            for module in self.model.modules()
+            for module, _ in self._flags
             if module.training
             for buffer in module.buffers(recurse=False)
         ]
@@ -121,15 +136,28 @@ class InputGradient:
     # ------------------------------------------------------------------------------------------ passes
 
     @contextlib.contextmanager
-    def _grad_enabled(self, x: Tensor) -> Iterator[Tensor]:
+    def _grad_enabled(self, x: Tensor, precision: torch.dtype | None = None) -> Iterator[Tensor]:
         """x as a leaf that records gradients, also under an outer no_grad or inference_mode."""
-        autocast = torch.autocast(x.device.type, dtype=self.precision) if self.precision else contextlib.nullcontext()
+        autocast = torch.autocast(x.device.type, dtype=precision) if precision else contextlib.nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), autocast:
-            x = x.clone() if x.is_inference() else x.detach()
-            yield x.requires_grad_()
+            yield self._leaf(x)
 
-    def _forward(self, x: Tensor, y: Tensor) -> Tensor:
-        logits = self.model(x if self.input_dtype is None else x.to(self.input_dtype))
+    def _leaf(self, x: Tensor) -> Tensor:
+        leaf = x.clone() if x.is_inference() else x.detach()
+        if self.engine.channels_last:
+            leaf = engines.images_channels_last(leaf)
+        return leaf.requires_grad_()
+
+    def _forward(self, x: Tensor, y: Tensor, own: bool = True) -> Tensor:
+        """Logits by the engine; own=False: by the model as the caller has it."""
+        if self.input_dtype is not None:
+            x = x.to(self.input_dtype)
+        model = self.model
+        if own and self.engine.compile and isinstance(model, nn.Module) and not engines.is_compiled(model):
+            with engines.compiled_forward(model):
+                logits = model(x)
+        else:
+            logits = model(x)
         check_logits(logits, len(x))
         if not self._labels_checked:
             check_labels(y, logits.shape[1])
@@ -150,9 +178,12 @@ class InputGradient:
                 yield wide
 
     def _derivative_of(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The objective's derivative (B, K) by the (detached) logits, in their dtype."""
+        if self.objective is objectives.cross_entropy:
+            return ops.cross_entropy_derivative(logits, y, self.sign)
         with self._head(logits) as wide:
             derivative = self._derivative(wide, y)
-        return derivative if self.sign > 0 else -derivative
+        return (derivative if self.sign > 0 else -derivative).to(logits.dtype)
 
     def _loss_of(self, logits: Tensor, y: Tensor) -> Tensor:
         with self._head(logits) as wide:
@@ -169,24 +200,52 @@ class InputGradient:
         return self._loss_of(logits, y), grad
 
     def _pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with self._grad_enabled(x) as leaf:
-            logits = self._forward(leaf, y)
-            derivative = self._derivative_of(logits, y)
-            scale = None
-            if torch.float16 in (self.precision, logits.dtype):
-                # Small derivatives underflow in float16: send each sample back at unit scale.
-                scale = derivative.abs().amax(1, keepdim=True)
-                derivative = derivative / torch.where(scale > 0, scale, 1.0)
-            (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
-        if scale is not None:
-            grad = grad * scale.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
-        return grad.detach(), logits
+        if self.engine.graph and not graphs.recording():
+            g, logits = self.replay(("gradient",), self._pass, (x, y))
+            return g, logits
+        plain = self.engine.precision is None and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if plain:  # entering and leaving contexts would be a tenth of a small network's pass
+            return self._differentiate(self._leaf(x), y)
+        with self._grad_enabled(x, self.engine.precision) as leaf:
+            return self._differentiate(leaf, y)
+
+    def _differentiate(self, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(gradient, logits) of one pass at the leaf."""
+        logits = self._forward(leaf, y)
+        seen = logits.detach()
+        if torch.float16 not in (self.engine.precision, seen.dtype):
+            (grad,) = torch.autograd.grad(logits, leaf, self._derivative_of(seen, y))
+            return grad, seen
+        # Small derivatives underflow in float16: send each sample back at unit scale, or all at one scale where batch
+        # norm in train mode makes a sample's gradient of the others' derivatives too.
+        derivative = self._derivative_of(seen if seen.dtype == torch.float64 else seen.float(), y)
+        mixed = any(module.training for module, _ in self._flags)
+        scale = derivative.abs().amax((0, 1) if mixed else 1, keepdim=True)
+        derivative = derivative / torch.where(scale > 0, scale, 1.0)
+        (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
+        return grad * scale.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype), seen
+
+    def replay(
+        self,
+        key: tuple,
+        run: Callable[..., tuple[Tensor, ...]],
+        inputs: tuple[Tensor, ...],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """run(*inputs), the inputs beginning with x and y and the outputs ending with logits, as a CUDA graph."""
+        assert isinstance(self.model, nn.Module)
+        name = next(name for name, function in objectives.OBJECTIVES.items() if function is self.objective)
+        key = (*key, name, self.sign, self.engine, self.input_dtype)
+        outputs = graphs.replay(self.model, key, run, inputs, generator)
+        self.logits = outputs[-1]
+        check_labels(inputs[1], self.logits.shape[1])  # of this batch: the recording has checked its own
+        return outputs
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Loss (B,) alone: one forward."""
         with torch.no_grad(), contextlib.ExitStack() as stack:
-            if self.precision:
-                stack.enter_context(torch.autocast(x.device.type, dtype=self.precision))
+            if self.engine.precision:
+                stack.enter_context(torch.autocast(x.device.type, dtype=self.engine.precision))
             return self._loss_of(self._forward(x, y), y)
 
     def fooled(self, y: Tensor) -> Tensor:
@@ -198,11 +257,12 @@ class InputGradient:
     def differentiable(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """(loss, gradient, hvp): hvp(v) is the exact Hessian-vector product at x, one double backward each.
 
-        One forward and one backward here; the graph is kept as long as hvp is. Needs twice-differentiable operations,
-        and a model that is not compiled by torch.compile.
+        One forward and one backward here; the graph is kept as long as hvp is. Needs twice-differentiable operations.
+        What torch.compile makes is not: an engine with "compile" runs these passes uncompiled, and a model that the
+        caller has compiled cannot be used.
         """
-        with self._grad_enabled(x) as leaf:
-            logits = self._forward(leaf, y)
+        with self._grad_enabled(x, self.engine.precision) as leaf:
+            logits = self._forward(leaf, y, own=False)
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = self.sign * self.objective(wide, y)
             (grad,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
@@ -221,7 +281,7 @@ class InputGradient:
 
         One forward and K - 1 backwards to the input. The objective has no part in it; float16 passes may underflow.
         """
-        with self._grad_enabled(x) as leaf:
+        with self._grad_enabled(x, self.engine.precision) as leaf:
             logits = self._forward(leaf, y)
             classes = logits.shape[1]
             rows = []
@@ -237,18 +297,17 @@ class InputGradient:
 
         The scalar is differentiable in the parameters: their gradient is computed here, in the same backward as the
         input's, and handed out when the caller's backward arrives. One forward and one backward to the parameters, in
-        the model's state of before the block; the statistics that it updates stay updated.
+        the model's state of before the block; the statistics that it updates stay updated. As the training uses it,
+        it runs in the caller's precision and not in the engine's.
         """
         parameters = self._frozen
         try:
             for p in parameters:
                 p.requires_grad_(True)
             with self._grad_enabled(x) as leaf:
-                logits = self._forward(leaf, y)
-                loss, derivative = self._loss_of(logits, y), self._derivative_of(logits, y)
-                grad, *slopes = torch.autograd.grad(
-                    logits, [leaf, *parameters], derivative.to(logits.dtype), allow_unused=True
-                )
+                logits = self._forward(leaf, y, own=False)
+                loss, derivative = self._loss_of(logits, y), self._derivative_of(logits.detach(), y)
+                grad, *slopes = torch.autograd.grad(logits, [leaf, *parameters], derivative, allow_unused=True)
         finally:
             for p in parameters:
                 p.requires_grad_(False)
@@ -260,7 +319,10 @@ class InputGradient:
 
 
 class _Recycled(torch.autograd.Function):
-    """A loss whose parameter gradients are known already."""
+    """A loss whose parameter gradients are known already, and are given away once.
+
+    They are scaled in place and let go, so that they become the parameters' ``grad`` without a copy.
+    """
 
     @staticmethod
     def deferred(loss: Tensor, used: list[tuple[nn.Parameter, Tensor]], frozen: list[nn.Parameter]) -> Tensor:
@@ -280,7 +342,15 @@ class _Recycled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream: Tensor):  # type: ignore[override]
-        return None, None, *(upstream.to(slope.dtype) * slope for slope in ctx.slopes)
+        slopes, ctx.slopes = ctx.slopes, None
+        if slopes is None:
+            raise RuntimeError(
+                "the shared clean pass has given its parameter gradients away: going back through it again "
+                "(retain_graph=True) needs recycle=False"
+            )
+        if slopes:
+            torch._foreach_mul_(slopes, upstream)
+        return None, None, *slopes
 
 
 def check_logits(logits: object, samples: int) -> None:

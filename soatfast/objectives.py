@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import ops
+
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -25,7 +27,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     >>> cross_entropy(torch.tensor([[40.0, 0.0, 0.0]]), torch.tensor([0]))
     tensor([8.4967e-18])
     """
-    label = y.unsqueeze(1)
+    label = _column(y)
     others = (logits - logits.gather(1, label)).scatter(1, label, -torch.inf)
     return F.softplus(others.logsumexp(1), threshold=50)
 
@@ -37,7 +39,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     >>> margin(torch.tensor([[3.0, 1.0, 0.5]]), torch.tensor([0]))
     tensor([-2.])
     """
-    label = y.unsqueeze(1)
+    label = _column(y)
     rival = logits.detach().scatter(1, label, -torch.inf).argmax(1, keepdim=True)
     return (logits.gather(1, rival) - logits.gather(1, label)).squeeze(1)
 
@@ -55,14 +57,13 @@ def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(1)
 
 
-def cross_entropy_derivative(logits: Tensor, y: Tensor) -> Tensor:
-    label = y.unsqueeze(1)
-    derivative = logits.softmax(1).scatter_(1, label, 0.0)
-    return derivative.scatter_(1, label, derivative.sum(1, keepdim=True).neg_())
+def _column(y: Tensor) -> Tensor:
+    """Labels of any integer type as an index (B, 1)."""
+    return y.long().unsqueeze(1)
 
 
 def _margin_derivative(logits: Tensor, y: Tensor) -> Tensor:
-    label = y.unsqueeze(1)
+    label = _column(y)
     rival = logits.scatter(1, label, -torch.inf).argmax(1, keepdim=True)
     return torch.zeros_like(logits).scatter_(1, rival, 1.0).scatter_(1, label, -1.0)
 
@@ -81,7 +82,7 @@ def _autograd_derivative(function: Objective) -> Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin}
-_DERIVATIVES: dict[str, Objective] = {"ce": cross_entropy_derivative, "margin": _margin_derivative}
+_DERIVATIVES: dict[str, Objective] = {"ce": ops.cross_entropy_derivative, "margin": _margin_derivative}
 
 
 def resolve(objective: str | Objective) -> tuple[Objective, Objective]:

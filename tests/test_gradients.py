@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from soatfast.gradients import InputGradient
 from tests.nets import batch, conv_net, relu_net, slow_gradient, smooth_net
@@ -114,10 +115,10 @@ def test_linear_objective_has_zero_hessian():
         assert not oracle.differentiable(x, torch.tensor([0, 1]))[2](torch.ones_like(x)).any()
 
 
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_reduced_precision_passes(precision):
+@pytest.mark.parametrize("engine", ["bf16", "fp16"])
+def test_reduced_precision_passes(engine):
     model, (x, y) = relu_net(torch.float32), batch(dtype=torch.float32)
-    with InputGradient(model) as full, InputGradient(model, precision=precision) as reduced:
+    with InputGradient(model) as full, InputGradient(model, engine=engine) as reduced:
         expected, (loss, grad) = full(x, y)[1], reduced(x, y)
     assert grad.dtype == torch.float32 and loss.dtype == torch.float32
     assert reduced.model[1].weight.dtype == torch.float32
@@ -130,7 +131,7 @@ def test_float16_passes_keep_tiny_gradients():
     model = torch.nn.Linear(2, 2, bias=False)
     torch.nn.init.eye_(model.weight)
     x, y = torch.tensor([[20.0, 0.0]]), torch.tensor([0])
-    with InputGradient(model, precision=torch.float16) as oracle:
+    with InputGradient(model, engine="fp16") as oracle:
         _, grad = oracle(x, y)
     torch.testing.assert_close(grad, torch.tensor([[-1.0, 1.0]]) * 2.061e-9, rtol=1e-2, atol=0)
 
@@ -155,6 +156,26 @@ def test_shared_pass_gives_the_training_gradients():
     torch.testing.assert_close(grad, slow_gradient(model, x, y))
     for p, g in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, g)
+
+
+def test_the_shared_gradients_are_given_away_once():
+    model, (x, y) = relu_net(), batch()
+    with InputGradient(model, mode="keep") as oracle:
+        loss, _ = oracle.shared(x, y)
+    (3 * loss).backward(retain_graph=True)
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (3 * F.cross_entropy(model(x), y, reduction="sum")).backward()
+    for p, g in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(g, p.grad)
+    with pytest.raises(RuntimeError, match="needs recycle=False"):
+        loss.backward()
+
+
+def test_a_shared_pass_of_a_model_without_parameters():
+    with InputGradient(nn.Identity(), mode="keep") as oracle:
+        loss, g = oracle.shared(torch.rand(2, 3), torch.tensor([0, 1]))
+    assert loss.shape == () and g.shape == (2, 3)
 
 
 def test_shared_pass_updates_batch_norm_once():
@@ -215,8 +236,8 @@ def test_negative_label():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="mode must be"):
         InputGradient(relu_net(), mode="test")
-    with pytest.raises(ValueError, match="precision must be"):
-        InputGradient(relu_net(), precision=torch.float32)
+    with pytest.raises(ValueError, match="engine must be"):
+        InputGradient(relu_net(), engine="fp32")
     with pytest.raises(TypeError, match="model must be a module or a callable, got str"):
         InputGradient("resnet")
 

@@ -133,6 +133,15 @@ struct PowerStep {
   void *rayleigh, *norm;  // [B], accumulation dtype
 };
 
+struct CrossEntropyDerivative {
+  DType dtype;
+  int64_t size;         // K
+  const void* logits;   // [B, K]
+  const int64_t* y;     // [B], each in [0, K)
+  double sign;
+  void* derivative;     // [B, K]
+};
+
 struct ArnoldiStep {
   DType dtype;            // kFloat or kDouble
   int64_t size, blocks;   // D, m + 1
@@ -187,6 +196,7 @@ struct Kernels {
   void (*replay_start)(const ReplayStart&, int64_t begin, int64_t end, void* scratch);
   void (*replay_step)(const ReplayStep&, int64_t begin, int64_t end, void* scratch);
   void (*power_step)(const PowerStep&, int64_t begin, int64_t end, void* scratch);
+  void (*cross_entropy_derivative)(const CrossEntropyDerivative&, int64_t begin, int64_t end, void* scratch);
   void (*arnoldi_step)(const ArnoldiStep&, int64_t begin, int64_t end, void* scratch);
   void (*givens_step)(const GivensStep&, int64_t begin, int64_t end, void* scratch);
   void (*triangular_solve)(const TriangularSolve&, int64_t begin, int64_t end, void* scratch);

@@ -1,4 +1,4 @@
-// Scalars: bit patterns, the contract's finite value, sign, clamp, and a vectorisable power.
+// Scalars: bit patterns, the contract's finite value, sign, clamp, and a vectorisable power and exponential.
 //
 // Everything under csrc/math is a template over the team that runs it (see team.h), so one source serves the CPU row
 // kernels, CUDA blocks and the NumPy bindings. The CPU compiles it once per instruction set; SOATFAST_ISA names an
@@ -149,22 +149,46 @@ SOATFAST_HD float log2_of(float r) {
   return fused(natural, 1.44269504088896341f, static_cast<float>(e - (tiny ? 32 : 0)));
 }
 
-// 2^t for t <= 0; below 2^-126 it is 0.
-SOATFAST_HD float exp2_of(float t) {
-  const float shifter = 0x1.8p23f;  // adding it rounds to an integer
-  const float n = (t + shifter) - shifter;
-  const float f = t - n;
+// 2^f for |f| <= 1/2, to about one ulp.
+SOATFAST_HD float exp2_series(float f) {
   float y = 1.535336188319500e-4f;  // Cephes again
   y = fused(y, f, 1.339887440266574e-3f);
   y = fused(y, f, 9.618437357674640e-3f);
   y = fused(y, f, 5.550332471162809e-2f);
   y = fused(y, f, 2.402264791363012e-1f);
   y = fused(y, f, 6.931472028550421e-1f);
-  y = fused(y, f, 1.0f);
+  return fused(y, f, 1.0f);
+}
+
+// 2^t for t <= 0; below 2^-126 it is 0.
+SOATFAST_HD float exp2_of(float t) {
+  const float shifter = 0x1.8p23f;  // adding it rounds to an integer
+  const float n = (t + shifter) - shifter;
+  const float y = exp2_series(t - n);
   const bool vanishes = !(t > -126.0f);
   const int32_t exponent = vanishes ? 0 : static_cast<int32_t>(n);
   return vanishes ? 0.0f : bit_cast<float>(bit_cast<int32_t>(y) + exponent * (1 << 23));
 }
+
+// 2^e for -126 <= e <= 127.
+SOATFAST_HD float power_of_two(int32_t e) {
+  return bit_cast<float>(static_cast<uint32_t>(e + Real<float>::kBias) << Real<float>::kMantissa);
+}
+
+// e^t for t <= 0 to about one ulp, down to the denormals; NaN stays NaN. (Not exp2_of(t log2 e): rounding that product
+// costs |t| / 2 ulps, and the probabilities of a confident sample have large |t|.)
+SOATFAST_HD float exp_of(float t) {
+  t = t < -104.0f ? -104.0f : t;  // e^-104 rounds to 0
+  const float shifter = 0x1.8p23f;  // as above; its last bits then hold that integer
+  const float shifted = fused(t, 1.44269504088896341f, shifter), n = shifted - shifter;
+  const float rest = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, t));  // t - n ln 2; the first product is exact
+  const float y = exp2_series(rest * 1.44269504088896341f);
+  const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(shifter);
+  const int32_t half = exponent >> 1;  // two factors: 2^exponent may be denormal
+  return y * power_of_two(half) * power_of_two(exponent - half);
+}
+
+SOATFAST_HD double exp_of(double t) { return exp(t); }
 
 // r^y for r in [0, 1] and y > 0.
 SOATFAST_HD float unit_power(float r, float y) {

@@ -8,6 +8,7 @@
 //   max_sum(n, f, h)        both at once: max of f(i) and sum of h(f(i))
 //   each_sum(n, f)          sum of f(i), which also writes
 //   each_max_sum(n, g, f)   max of |g(i)| and sum of f(i, g(i)), which also writes
+//   each_highest(n, f)      largest f(i) of any sign, which also writes; a NaN is passed over
 //
 // SimdTeam is one CPU thread: loops that the compiler vectorises. csrc/cuda/block.cuh has the CUDA block.
 #pragma once
@@ -119,6 +120,18 @@ struct SimdTeam {
       largest = bits > largest ? bits : largest;
     }
     return bit_cast<T>(largest);
+  }
+
+  template <typename F>
+  SOATFAST_HD auto each_highest(int64_t n, F f) const -> decltype(f(int64_t{0})) {
+    using T = decltype(f(int64_t{0}));
+    T largest = static_cast<T>(-HUGE_VAL);
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < n; ++i) {
+      const T value = f(i);
+      largest = value > largest ? value : largest;
+    }
+    return largest;
   }
 
   template <typename F>

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..gradients import InputGradient
 from ..passes import Passes, passes_of
-from .base import Attack, check_radius, check_steps
+from .base import Attack, check_number, check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,7 @@ class ASOD(Attack):
             raise ValueError(f"p must be 1, 2 or math.inf for ASOD, got {self.p!r}")
         check_steps(self.steps)
         check_steps(self.samples, "samples")
-        if isinstance(self.sigma, Tensor):
-            raise TypeError("sigma must be a number, got Tensor")
-        check_radius(self.sigma, "sigma")
+        check_number(self.sigma, "sigma", above=False)
         if self.step_size is not None:
             check_radius(self.step_size, "step_size")
 

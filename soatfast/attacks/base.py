@@ -8,11 +8,12 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..engine import images_channels_last
 from ..gradients import InputGradient, Mode, check
 from ..memory import PerturbationMemory
 from ..objectives import Objective, resolve
@@ -36,7 +37,9 @@ class Attack:
         objective: "ce" (cross-entropy), "margin" (max_{j != y} z_j - z_y) or a callable (logits, y) -> (B,); raised.
         targeted: y is the class to reach; the objective is lowered.
         mode: state of the model during the attack: "eval", "train" or "keep" (as the caller left it).
-        precision: None, or torch.bfloat16 / torch.float16 to run the passes under autocast.
+        engine: how the passes are run: "eager", or some of "bf16", "fp16", "channels_last", "compile" and "graph"
+            joined by "+" (:mod:`soatfast.engine`). `soatfast tune` measures which is fastest. The result keeps x's
+            dtype and stays inside the ball.
     """
 
     eps: float | Tensor = 8 / 255
@@ -45,7 +48,7 @@ class Attack:
     objective: str | Objective = "ce"
     targeted: bool = False
     mode: Mode = "eval"
-    precision: torch.dtype | None = None
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         check_radius(self.eps)
@@ -54,10 +57,10 @@ class Attack:
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         resolve(self.objective)
-        self._oracle(nn.Identity())  # mode and precision have one place where they are checked
+        self._oracle(nn.Identity())  # mode and engine have one place where they are checked
 
     def _oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self.objective, self.mode, self.precision, self.targeted)
+        return InputGradient(model, self.objective, self.mode, self.engine, self.targeted)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial examples for x (B, ...) with labels y (B,): x's shape, dtype, device and layout, no gradient.
@@ -114,14 +117,36 @@ class Attack:
         g0 is the gradient at x, where it is known already; visit the remembered perturbations, to go on from them.
         """
         with widened(oracle, x) as wide:
-            if visit is None:
+            if visit is None and g0 is None and oracle.engine.graph and self._recordable:
+                x_adv = self._recorded(oracle, wide, y)
+            elif visit is None:
                 x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
             else:
                 x_adv = self._replay(oracle, wide, y, visit)
-        return round_towards(x_adv, x.detach()) if is_half(x) else x_adv
+        if is_half(x):
+            return round_towards(x_adv, x.detach())
+        return x_adv.contiguous() if x.is_contiguous() else x_adv
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+    _recordable: ClassVar[bool] = False
+    """Whether all of _perturb runs on the device, so that it can be one CUDA graph."""
+
+    def _recorded(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
+        """_perturb as one CUDA graph. Fields that are tensors (eps, step_size) are inputs of it."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        generator = values.pop("generator", None)
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        fixed = [(name, value) for name, value in values.items() if name not in tensors]
+
+        def run(x: Tensor, y: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+            changed: dict[str, Any] = dict(zip(tensors, given, strict=True))
+            x_adv = dataclasses.replace(self, **changed)._perturb(oracle, x, y, None)
+            assert oracle.logits is not None
+            return x_adv, oracle.logits
+
+        return oracle.replay((type(self), *fixed, *tensors), run, (x, y, *tensors.values()), generator)[0]
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         raise NotImplementedError
@@ -149,12 +174,12 @@ class Attack:
             raise TypeError(f"{type(self).__name__} has no steps")
         return dataclasses.replace(self, steps=steps)  # type: ignore[call-arg]
 
-    def _broadcast(self, per_sample: float | Tensor, x: Tensor) -> float | Tensor:
+    def _broadcast(self, per_sample: float | Tensor, x: Tensor, name: str = "eps") -> float | Tensor:
         """A scalar or per-sample tensor shaped to multiply x."""
         if not isinstance(per_sample, Tensor) or per_sample.dim() == 0:
             return per_sample if not isinstance(per_sample, Tensor) else per_sample.to(x.dtype)
         if len(per_sample) not in (1, len(x)):
-            raise ValueError(f"eps must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
+            raise ValueError(f"{name} must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
         return per_sample.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
 
 
@@ -164,11 +189,14 @@ def is_half(t: Tensor) -> bool:
 
 @contextlib.contextmanager
 def widened(oracle: InputGradient, x: Tensor) -> Iterator[Tensor]:
-    """x as an attack computes on it: a half-precision batch in float32, while the model is fed x's dtype."""
+    """x as an attack computes on it: in the engine's memory format, and a half-precision batch in float32, while the
+    model is fed x's dtype.
+    """
     if is_half(x):
         oracle.input_dtype = x.dtype
+    wide = x.detach().float() if is_half(x) else x.detach()
     try:
-        yield x.detach().float() if is_half(x) else x.detach()
+        yield images_channels_last(wide) if oracle.engine.channels_last else wide
     finally:
         oracle.input_dtype = None
 
@@ -187,6 +215,14 @@ def check_radius(eps: Any, name: str = "eps") -> None:
         raise TypeError(f"{name} must be a number or a tensor, got {type(eps).__name__}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"{name} must be finite and >= 0, got {eps!r}")
+
+
+def check_number(value: object, name: str, above: bool = True) -> None:
+    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf or (above and value == 0):
+        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
 
 
 def check_steps(steps: Any, name: str = "steps") -> None:
@@ -211,7 +247,7 @@ def check_batch(x: Tensor, y: Tensor, bounds: tuple[float, float]) -> None:
     if x.numel() == 0:
         return
     lower, upper = bounds
-    slack = _BOX_TOLERANCE * (upper - lower)
+    slack = _BOX_TOLERANCE * (upper - lower if math.isfinite(upper - lower) else 1.0)
     low, high = torch.aminmax(x)  # NaN if there is one
     check(
         (low >= lower - slack) & (high <= upper + slack),

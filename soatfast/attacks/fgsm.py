@@ -29,6 +29,8 @@ class FGSM(Attack):
     tensor([0.2500])
     """
 
+    _recordable = True
+
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         if g0 is None:
             g0 = oracle.gradient(x, y)

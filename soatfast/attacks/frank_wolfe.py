@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..engine import parse
 from ..gradients import InputGradient
 from ..hvp import Scheme
 from ..ops import Init
@@ -17,6 +18,7 @@ from ..visits import Visit
 from .base import Attack, check_steps
 
 _PAPER_H = 1.05
+_SHORTEST_HALF = 0.1  # of h in a half-precision engine: its rounding, 2^-8 of g, is divided by h
 _REPLAY_GAMMA = 0.5
 
 
@@ -35,7 +37,8 @@ class FrankWolfe(Attack):
     Args:
         steps: Frank-Wolfe steps N.
         scheme: "fe" forward Euler, "cd" central differences, "exact" double backward.
-        h: finite-difference step in units of v; the paper tunes it in 0.5..1.5. None: 1.05, its CIFAR-10 setting.
+        h: finite-difference step in units of v; the paper tunes it in 0.5..1.5. None: 1.05, its CIFAR-10 setting. An
+            engine with "bf16" or "fp16" needs h >= 0.1: the rounding of its gradients is divided by h.
         gamma: step size in [0, 1], constant. None: 2/(k+2).
         in_box: maximise over the intersection of ball and box, where the result has to lie anyway (p = inf only):
             s_k = clip(eps sgn(G_k), lower - x, upper - x). Worth it where many inputs lie at a bound (digits).
@@ -66,6 +69,8 @@ class FrankWolfe(Attack):
     init: Init = "scaled"
     in_box: bool = False
 
+    _recordable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.steps)
@@ -81,6 +86,8 @@ class FrankWolfe(Attack):
                 raise TypeError(f"{name} must be a number or None, got {type(value).__name__}")
         if self.h is not None and not 0 < self.h < math.inf:
             raise ValueError(f"h must be finite and > 0, got {self.h!r}")
+        if self.h is not None and self.h < _SHORTEST_HALF and parse(self.engine).precision is not None:
+            raise ValueError(f"engine {self.engine!r} needs h >= {_SHORTEST_HALF}, got {self.h!r}: use full precision")
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {self.gamma!r}")
 
@@ -125,6 +132,7 @@ class FrankWolfe(Attack):
                 bounds=self.bounds,
                 in_box=self.in_box,
             )
+            del g1  # or it would lie there during the next pass, where the memory peaks
         return probe
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:

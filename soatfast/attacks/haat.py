@@ -108,7 +108,8 @@ class HAAT(SecondOrderAttack):
             return self._broadcast(self.eps, g) * math.sqrt(size) * unit
         along = (g * u).flatten(1).sum(1).view(-1, *rest)
         unit = torch.where(along < 0, -unit, unit)
-        return self._broadcast(alpha, g) * torch.where(rayleigh.view(-1, *rest) < 0, 0.0, unit)
+        length = self._broadcast(alpha, g, "eps" if self.step_size is None else "step_size")
+        return length * torch.where(rayleigh.view(-1, *rest) < 0, 0.0, unit)
 
     def passes(self, batch: int = 1) -> Passes:
         each = self.steps * (1 + self.power)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..gradients import InputGradient
 from ..passes import Passes, passes_of
-from .base import Attack, check_radius, check_steps
+from .base import Attack, check_number, check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class MIFGSM(Attack):
     step_size: float | Tensor | None = None
     decay: float = 1.0
 
+    _recordable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.p not in (2, math.inf):
@@ -52,10 +54,7 @@ class MIFGSM(Attack):
         check_steps(self.steps)
         if self.step_size is not None:
             check_radius(self.step_size, "step_size")
-        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)):
-            raise TypeError(f"decay must be a number, got {type(self.decay).__name__}")
-        if not 0 <= self.decay < math.inf:
-            raise ValueError(f"decay must be finite and >= 0, got {self.decay!r}")
+        check_number(self.decay, "decay", above=False)
 
     def with_steps(self, steps: int) -> MIFGSM:
         """With another number of steps, and the default step size for it: a given one was meant for the old number."""

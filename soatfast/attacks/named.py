@@ -12,7 +12,7 @@ from torch import Tensor
 from ..gradients import InputGradient
 from ..passes import Passes, passes_of
 from . import targets
-from .base import check_steps
+from .base import check_radius, check_steps
 from .pgd import PGD
 
 
@@ -50,7 +50,7 @@ class TargetedPGD(PGD):
             )
         targets.check_rule(self.rule)
         if self.classes is not None:
-            check_steps(self.classes, "classes")
+            targets.check_classes(self.classes)
 
     def check_replay(self) -> None:
         """A remembered perturbation was made for another target."""
@@ -82,6 +82,8 @@ def _settings(eps: float | Tensor | None, p: float, steps: int) -> dict[str, Any
     """No random start. Linf: 8/255 in steps of 1.5 eps / steps (the authors' notebook); L2: 0.5 in steps of eps / 5."""
     if eps is None:
         eps = 0.5 if p == 2 else 8 / 255
+    check_radius(eps)
+    check_steps(steps)
     step_size = eps / 5 if p == 2 else 1.5 * eps / steps
     return {"eps": eps, "p": p, "steps": steps, "step_size": step_size, "random_start": False}
 

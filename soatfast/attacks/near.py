@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import check_radius
+from .base import check_number
 from .pgd import PGD
 
 # TRADES, CIFAR-10: Linf steps of 0.007 at eps 0.031, 10 of them; L2 steps of 2 eps / steps.
@@ -43,7 +43,7 @@ class NearPGD(PGD):
         super().__post_init__()
         if self.p not in _REACH:
             raise ValueError(f"p must be 2 or math.inf for {type(self).__name__}, got {self.p!r}")
-        check_radius(self.noise, "noise")
+        check_number(self.noise, "noise", above=False)
 
     def _alpha(self) -> float | Tensor:
         return _REACH[self.p] * self.eps / self.steps if self.step_size is None else self.step_size

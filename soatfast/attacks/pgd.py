@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -56,6 +57,8 @@ class PGD(Attack):
     best: bool = False
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
+    _recordable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.p not in (1, 2, math.inf):
@@ -77,14 +80,15 @@ class PGD(Attack):
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         alpha = self.eps / (self.steps + 1) if self.step_size is None else self.step_size
-        x_adv = visit.start(x, self.eps, self.bounds)
+        x_adv, step = visit.start(x, self.eps, self.bounds), self._stepper(x, alpha)
         for _ in range(self.steps):
-            x_adv = self._step(x_adv, oracle.gradient(x_adv, y), x, alpha)
+            x_adv = step(x_adv, oracle.gradient(x_adv, y))
         visit.put(x_adv - x, self.p, self.eps)
         return x_adv
 
-    def _step(self, x_adv: Tensor, g: Tensor, x: Tensor, alpha: float | Tensor) -> Tensor:
-        return ops.pgd_step(x_adv, g, x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
+    def _stepper(self, x: Tensor, alpha: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x_adv, g) -> the next x_adv."""
+        return ops.pgd_stepper(x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         scored = self.best or self.restarts > 1
@@ -97,7 +101,7 @@ class PGD(Attack):
         return x_adv if kept is None else kept.x_adv
 
     def _attempt(self, oracle: InputGradient, x: Tensor, y: Tensor, kept: _Strongest | None) -> Tensor:
-        alpha = self._alpha()
+        step = self._stepper(x, self._alpha())
         x_adv = self._start(x) if self.random_start else x
         for _ in range(self.steps):
             if kept is None:
@@ -105,7 +109,8 @@ class PGD(Attack):
             else:
                 loss, g = oracle(x_adv, y)
                 kept.offer(x_adv, loss, oracle.fooled(y))
-            x_adv = self._step(x_adv, g, x, alpha)
+            x_adv = step(x_adv, g)
+            del g  # or it would lie there during the next pass, where the memory peaks
         return x_adv
 
     def _alpha(self) -> float | Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..engine import parse
 from ..gradients import InputGradient
 from ..memory import Visit
 from .base import Attack, is_half, round_towards
@@ -22,16 +23,24 @@ class SecondOrderAttack(Attack):
     Args:
         full_precision: run the passes in float32 (float64 for a float64 batch), whatever autocast, TF32 or the
             model's dtype say: bfloat16 noise over a step of 1e-3 drowns the Hessian. A half-precision model is called
-            with float32 copies of its parameters, and a warning says so. False takes the passes as they come; so does
-            a ``precision`` that is given.
+            with float32 copies of its parameters, and a warning says so. An engine of reduced precision is an error
+            then. False takes the passes as they come.
     """
 
     full_precision: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.full_precision and parse(self.engine).precision is not None:
+            raise ValueError(
+                f"differences over a tiny step need full precision, got engine {self.engine!r} "
+                f"(full_precision=False takes it, with its noise)"
+            )
+
     def run(
         self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None = None, visit: Visit | None = None
     ) -> Tensor:
-        if not self.full_precision or self.precision is not None:
+        if not self.full_precision:
             return super().run(oracle, x, y, g0, visit)
         with _full_precision(oracle, x.device.type):
             if not is_half(x):

@@ -113,7 +113,7 @@ class SimBA(Attack):
         if self.steps > basis.size:
             raise ValueError(f"steps must be at most the {basis.size} directions of the basis, got {self.steps}")
         self._broadcast(self.eps, x)  # the shapes of eps and step_size are checked before any pass
-        self._broadcast(self.step_size, x)
+        self._broadcast(self.step_size, x, "step_size")
         order = torch.rand(len(x), basis.size, device=x.device, generator=self.generator).argsort(1)
         x_adv = x.clamp(*self.bounds)
         best = oracle.loss(x_adv, y)

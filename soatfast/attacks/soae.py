@@ -110,6 +110,7 @@ class SOAE(SecondOrderAttack):
         for t in range(self.steps):
             g, d = self._direction(oracle, x_t, y, g0 if t == 0 else None, reach)
             x_t = self._move(x_t, self._ascending(g, d), x, reach)
+            del g, d  # or they would lie there during the next passes, where the memory peaks
         return x_t
 
     def _move(self, x_t: Tensor, d: Tensor, x: Tensor, reach: float | Tensor) -> Tensor:

@@ -89,13 +89,17 @@ def random_other(y: Tensor, classes: int, *, generator: torch.Generator | None =
     >>> bool((random_other(y, 3) != y).all())
     True
     """
-    check_steps(classes, "classes")
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
+    check_classes(classes)
     if len(y):
         check_labels(y, classes)
     shift = torch.randint(0, classes - 1, y.shape, device=y.device, generator=generator)
     return (y.long() + 1 + shift) % classes
+
+
+def check_classes(classes: int) -> None:
+    check_steps(classes, "classes")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
 
 
 def check_rule(rule: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,8 @@ def trades_loss(
         TypeError, ValueError: an argument is wrong, as the message says; the model's mode is as before then.
 
     Passes, K steps: K + 3 forwards (the original: 2K + 3), K backwards to the input, 1 to the parameters. A model that
-    draws random numbers in train mode (dropout), or has a batch norm with momentum None, gets its second clean forward
-    of the original, K + 4, as the first one's logits are not those of the second.
+    draws random numbers in train mode (dropout), has a batch norm with momentum None, or changes buffers of other
+    layers (spectral norm), gets its second clean forward of the original, K + 4, as the first one cannot stand for it.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -81,12 +82,12 @@ def trades_loss(
     model.train()
     optimizer.zero_grad()
     norms = _running_norms(model)
-    before, drawn = _statistics(norms), _random_state(x_natural)
+    before, state = _statistics(norms), _state(model, norms, x_natural)
     clean = training_logits(model, x_natural, y)
     after = _statistics(norms)
-    drew = any(not torch.equal(a, b) for a, b in zip(drawn, _random_state(x_natural), strict=True))
+    changed = any(not torch.equal(a, b) for a, b in zip(state, _state(model, norms, x_natural), strict=True))
     adversarial = training_logits(model, x_adv, y)
-    if drew or any(norm.momentum is None for norm in norms):
+    if changed or any(norm.momentum is None for norm in norms):
         target = training_logits(model, x_natural, y)
     else:
         target = clean
@@ -110,20 +111,25 @@ class _OfficialPGD(NearPGD):
             noise = torch.randn(x.shape)
         return x + (self.noise * noise).to(x.device)
 
-    def _step(self, x_adv: Tensor, g: Tensor, x: Tensor, alpha: float | Tensor) -> Tensor:
+    def _stepper(self, x: Tensor, alpha: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         if self.p == math.inf:
-            return super()._step(x_adv, g, x, alpha)
-        step = ops.lmo(g, 2, alpha)
-        blank = ops.lp_norm(g, 2) == 0
-        if blank.any():
-            step[blank] = -alpha * torch.randn_like(step[blank])
-        return ops.project((x_adv + step).clamp(*self.bounds), x, 2, self.eps, bounds=self.bounds)
+            return super()._stepper(x, alpha)
+
+        def step(x_adv: Tensor, g: Tensor) -> Tensor:
+            move = ops.lmo(g, 2, alpha)
+            blank = ops.lp_norm(g, 2) == 0
+            if blank.any():
+                move[blank] = -alpha * torch.randn_like(move[blank])
+            return ops.project((x_adv + move).clamp(*self.bounds), x, 2, self.eps, bounds=self.bounds)
+
+        return step
 
 
-def _random_state(x: Tensor) -> list[Tensor]:
-    """Of the generators that the model's random layers draw from."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(x.device)] if x.is_cuda else states
+def _state(model: nn.Module, norms: list[_BatchNorm], x: Tensor) -> list[Tensor]:
+    """Copies of what a forward may change: the random generators, and the buffers of all modules but the norms."""
+    generators = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(x.device)] if x.is_cuda else [])
+    others = [m for m in model.modules() if m not in norms]
+    return generators + [buffer.clone() for m in others for buffer in m.buffers(recurse=False)]
 
 
 def _running_norms(model: nn.Module) -> list[_BatchNorm]:

@@ -49,7 +49,7 @@ class Standing:
 
 def can_watch(attack: Any, x: Tensor) -> bool:
     """Whether the predictions of the attack's own passes are those of the evaluation, row for row."""
-    if not isinstance(attack, WHOLE_BATCH) or attack.mode == "train" or attack.precision is not None:
+    if not isinstance(attack, WHOLE_BATCH) or attack.mode == "train" or attack.engine != "eager":
         return False
     if isinstance(attack, SOAE) and attack.compact:  # asks about parts of the batch
         return False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..attacks.base import Model, check_batch, check_radius, check_steps, widened
+from ..attacks.base import Model, check_batch, check_number, check_steps, widened
 from ..gradients import InputGradient, Mode
 from ..objectives import margin
 from ..passes import Passes, passes_of
@@ -29,25 +29,23 @@ class _CEM:
     base: float = 0.0
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
-    precision: torch.dtype | None = None
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         for name in ("kappa", "beta"):
-            check_radius(getattr(self, name), name)
+            check_number(getattr(self, name), name, above=False)
         for name in ("c", "step_size"):
-            check_radius(getattr(self, name), name)
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)!r}")
+            check_number(getattr(self, name), name)
         check_steps(self.searches, "searches")
         check_steps(self.steps)
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         if not self.bounds[0] <= self.base <= self.bounds[1]:
             raise ValueError(f"base must lie in bounds {self.bounds}, got {self.base!r}")
-        self._oracle(torch.nn.Identity())  # mode and precision have one place where they are checked
+        self._oracle(torch.nn.Identity())  # mode and engine have one place where they are checked
 
     def _oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self._hinge, self.mode, self.precision)
+        return InputGradient(model, self._hinge, self.mode, self.engine)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor | None = None) -> Explanation:
         """Explain x (B, ...), images in ``bounds``: why the class y (B,), by default the one that the model predicts.
@@ -57,9 +55,9 @@ class _CEM:
             ValueError: lengths or devices differ, x has NaN or lies outside the bounds, labels are out of range,
                 the model returns something else than (B, K). On CUDA the checks of values are device assertions.
         """
-        if y is not None or not isinstance(x, Tensor):
-            check_batch(x, y, self.bounds)  # type: ignore[arg-type]
-        label = torch.zeros(len(x), dtype=torch.long, device=x.device) if y is None else y
+        label: Any = y
+        if y is None and isinstance(x, Tensor) and x.dim():
+            label = x.new_zeros(len(x), dtype=torch.long)
         check_batch(x, label, self.bounds)
         with self._oracle(model) as oracle, widened(oracle, x) as wide:
             oracle.loss(wide, label)
@@ -145,7 +143,7 @@ class PertinentNegative(_CEM):
         step_size: of the first step; it falls as sqrt(1 - k / steps).
         base: the value of a pixel that says nothing: 0 for a black background.
         bounds: the box of valid inputs; the model is shown no point outside of it.
-        mode, precision: as of :class:`~soatfast.attacks.Attack`.
+        mode, engine: as of :class:`~soatfast.attacks.Attack`.
 
     Defaults: CEM's code (kappa 0, beta 0.1, c 10, 9 searches, 1000 steps of 0.01). Its term gamma ||x - AE(x)||^2 of an
     autoencoder, off by default there, is left out. Where nothing is found delta is 0.
@@ -209,8 +207,8 @@ class _Best:
         self.delta = torch.where(better.view(-1, *(1,) * (delta.dim() - 1)), delta, self.delta)
         self.net = torch.where(better, net, self.net)
         self.success = self.success | success
-        first = self._logits is None  # of delta = 0
-        self._logits = logits if self._logits is None or first else torch.where(better[:, None], logits, self._logits)
+        # The first ones are of delta = 0.
+        self._logits = logits if self._logits is None else torch.where(better[:, None], logits, self._logits)
 
     @property
     def predictions(self) -> Tensor:

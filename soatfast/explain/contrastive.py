@@ -55,7 +55,7 @@ class ContrastivePair:
         step_size: None means 2.5 eps / steps.
         best: keep the strongest point of the path, not the last one: of those with the wanted prediction (delta_max:
             another one than y, delta_min: y), else of all, that of the highest (lowest) loss.
-        bounds, mode, precision: as of :class:`~soatfast.attacks.Attack`.
+        bounds, mode, engine: as of :class:`~soatfast.attacks.Attack`.
 
     Defaults: eps 4 and 20 steps of the paper; it gives no step size.
 
@@ -76,7 +76,7 @@ class ContrastivePair:
     best: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
-    precision: torch.dtype | None = None
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         check_radius(self.eps)
@@ -94,7 +94,7 @@ class ContrastivePair:
             targeted=targeted,
             bounds=self.bounds,
             mode=self.mode,
-            precision=self.precision,
+            engine=self.engine,
         )
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Contrast:
@@ -126,7 +126,7 @@ class ContrastivePair:
 
     def _logits(self, model: Model, points: tuple[Tensor, ...], y: Tensor) -> list[Tensor]:
         found = []
-        with InputGradient(model, mode=self.mode, precision=self.precision) as oracle:
+        with InputGradient(model, mode=self.mode, engine=self.engine) as oracle:
             for point in points:
                 oracle.loss(point, y)
                 assert oracle.logits is not None

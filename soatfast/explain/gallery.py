@@ -73,8 +73,8 @@ def attacked(
 
 def predictions(model: nn.Module, x: Tensor, like: Attack | None = None) -> tuple[Tensor, Tensor]:
     """(classes, their softmax probabilities) of the batch, (B,) each; in the mode of an attack, else in eval mode."""
-    mode, precision = ("eval", None) if like is None else (like.mode, like.precision)
-    with InputGradient(model, mode=mode, precision=precision) as oracle:
+    like = Attack() if like is None else like
+    with InputGradient(model, mode=like.mode, engine=like.engine) as oracle:
         oracle.loss(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
         assert oracle.logits is not None
         confidence, classes = oracle.logits.float().softmax(1).max(1)

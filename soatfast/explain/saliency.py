@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..attacks.base import Model, check_batch, check_radius, check_steps, widened
+from ..attacks.base import Model, check_batch, check_number, check_steps, widened
 from ..gradients import InputGradient, Mode
 from ..objectives import Objective
 from ..passes import Passes, passes_of
@@ -23,15 +23,15 @@ class _Map:
     targeted: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
-    precision: torch.dtype | None = None
+    engine: str = "eager"
 
     def __post_init__(self) -> None:
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
-        self._oracle(torch.nn.Identity())  # objective, mode and precision have one place where they are checked
+        self._oracle(torch.nn.Identity())  # objective, mode and engine have one place where they are checked
 
     def _oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self.objective, self.mode, self.precision, self.targeted)
+        return InputGradient(model, self.objective, self.mode, self.engine, self.targeted)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The map of x (B, ...) with labels y (B,): x's shape, dtype and device, no gradient.
@@ -59,7 +59,7 @@ class Saliency(_Map):
 
     Args:
         kind: "signed" S, "absolute" |S|, or "input": S times x.
-        objective, targeted, bounds, mode, precision: as of :class:`~soatfast.attacks.Attack`. With the objective
+        objective, targeted, bounds, mode, engine: as of :class:`~soatfast.attacks.Attack`. With the objective
             "margin" S is the gradient of the strongest rival's logit minus the label's.
 
     Passes: one forward, one backward to the input.
@@ -115,7 +115,7 @@ class SmoothGrad(Saliency):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.samples, "samples")
-        check_radius(self.sigma, "sigma")
+        check_number(self.sigma, "sigma", above=False)
 
     def _slope(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
         total = torch.zeros_like(x)
@@ -138,7 +138,7 @@ class IntegratedGradients(_Map):
     Args:
         steps: points on the way (the paper: 20 to 300 are enough).
         base: the value of every pixel of b.
-        objective, targeted, bounds, mode, precision: as of :class:`~soatfast.attacks.Attack`.
+        objective, targeted, bounds, mode, engine: as of :class:`~soatfast.attacks.Attack`.
 
     Passes: ``steps`` forwards and backwards to the input.
 

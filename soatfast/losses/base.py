@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,14 +88,6 @@ def wide(t: Tensor) -> Tensor:
 def sample_losses(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy (B,) of a training forward, in float32 or wider."""
     return cross_entropy(training_logits(model, x, y), y)
-
-
-def check_number(value: object, name: str, above: bool = True) -> None:
-    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < math.inf or (above and value == 0):
-        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
 
 
 def mean(losses: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..attacks.base import check_number
 from ..gradients import InputGradient
 from ..passes import Passes
-from .base import check_number
 from .regulariser import Regularised, attached_gradient, gradient_of, norms
 
 

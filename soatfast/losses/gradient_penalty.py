@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..attacks.base import check_radius
-from ..gradients import InputGradient, check_labels, check_logits
+from ..attacks.base import check_number, check_radius
+from ..gradients import InputGradient
 from ..objectives import cross_entropy
 from ..ops._arguments import per_sample
 from ..passes import Passes
-from .base import check_number, wide
+from .base import training_logits
 from .regulariser import Regularised, gradient_of, norms
 
 _TULIP_H = 0.01
@@ -96,10 +96,7 @@ class InputGradientPenalty(Regularised):
     def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if self.targets == "label":
             return super()._losses(model, x, y)
-        logits = model(x)
-        check_logits(logits, len(x))
-        check_labels(y, logits.shape[1])
-        logits = wide(logits)
+        logits = training_logits(model, x, y)
         return cross_entropy(logits, y), -logits.log_softmax(1).mean(1)
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .. import ops
 from ..attacks import PGD
-from ..attacks.base import check_radius, check_steps
+from ..attacks.base import check_number, check_radius, check_steps
 from ..gradients import InputGradient
 from ..passes import Passes
-from .base import check_number, sample_losses
+from .base import sample_losses
 from .regulariser import Regularised, gradient_of
 
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import NearPGD
+from ..attacks.base import check_number
 from ..gradients import Mode
 from ..objectives import cross_entropy, kl_divergence
 from ..passes import Passes
-from .base import Loss, check_number, mean, training_logits
+from .base import Loss, mean, training_logits
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     >>> boosted_cross_entropy(torch.tensor([[0.0, 0.0], [0.0, 50.0]]), torch.tensor([0, 0]))
     tensor([  1.3863, 100.0000])
     """
-    rival = logits.detach().scatter(1, y.unsqueeze(1), -torch.inf).argmax(1, keepdim=True)
+    rival = logits.detach().scatter(1, y.long().unsqueeze(1), -torch.inf).argmax(1, keepdim=True)
     others = logits.scatter(1, rival, -torch.inf).logsumexp(1)
     return cross_entropy(logits, y) + F.softplus(logits.gather(1, rival).squeeze(1) - others, threshold=50)
 
@@ -47,6 +48,7 @@ class MART(Loss):
         step_size: None means the paper's 0.007 at Linf 0.031 and 10 steps, in proportion to eps / steps; 2 eps / steps
             for L2 (the choice of TRADES; MART itself has Linf only).
         mode: of the attack: "eval" (the authors'), "train" or "keep". The loss itself takes the caller's mode.
+        engine: of the attack's passes; the loss's are the caller's.
 
     Defaults: the authors' CIFAR-10 script: eps = 0.031, 10 steps of 0.007, beta = 5.
 
@@ -71,6 +73,7 @@ class MART(Loss):
     noise: float = 0.001
     beta: float = 5.0
     mode: Mode = "eval"
+    engine: str = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +92,7 @@ class MART(Loss):
             step_size=self.step_size,
             noise=self.noise,
             mode=self.mode,
+            engine=self.engine,
             generator=self.generator,
         )
 

@@ -35,7 +35,8 @@ class SCORPIO(Loss):
     needed.
 
     Args:
-        eps, p, bounds, steps, scheme, h, gamma, init, in_box, mode: of the attack.
+        eps, p, bounds, steps, scheme, h, gamma, init, in_box, mode, engine: of the attack. The training
+            forwards, and the clean pass where it is shared, are run as the caller has them.
         strength: r > 0; the paper tunes it in 0.5..1.5.
         recycle: share the clean pass where the mode allows it.
         memory: keep each sample's v from visit to visit.
@@ -64,6 +65,7 @@ class SCORPIO(Loss):
     init: Init = "scaled"
     in_box: bool = False
     mode: Mode = "eval"
+    engine: str = "eager"
     strength: float = 1.05
     recycle: bool = True
     memory: PerturbationMemory | None = field(default=None, compare=False)
@@ -89,6 +91,7 @@ class SCORPIO(Loss):
             init=self.init,
             in_box=self.in_box,
             mode=self.mode,
+            engine=self.engine,
         )
 
     @property

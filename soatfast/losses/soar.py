@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..attacks import PGD
-from ..attacks.base import check_radius, check_steps
+from ..attacks.base import check_number, check_radius, check_steps
 from ..gradients import InputGradient
 from ..ops._arguments import per_sample
 from ..passes import Passes, passes_of
-from .base import check_number
 from .regulariser import Regularised, attached_gradient, gradient_of, norms
 
 
@@ -118,7 +117,7 @@ class SOAR(Regularised):
     def _product(self, oracle: InputGradient, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
         """||A z||_2 (B,) of a fresh z."""
         rest = (-1, *(1,) * (x.dim() - 1))
-        z = torch.empty_like(x, requires_grad=False).normal_(generator=self.generator)
+        z = torch.empty_like(x).normal_(generator=self.generator)
         last = torch.empty(len(x), dtype=x.dtype, device=x.device).normal_(generator=self.generator)
         length = ops.lp_norm(z, 2).to(x.dtype).view(rest)
         moved = attached_gradient(oracle.model, x.detach() + self.h * z / length, y)

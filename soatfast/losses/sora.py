@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..alignment import pert_align
-from ..attacks.base import Attack, check_batch, check_radius
+from ..attacks.base import Attack, check_batch, check_number, check_radius
 from ..gradients import InputGradient, Mode
 from ..passes import Passes
-from .base import Loss, check_number, mean, sample_losses
+from .base import Loss, mean, sample_losses
 
 
 class SORAState:
@@ -139,9 +139,7 @@ class SORA(Loss):
             raise ValueError(f"p must be 2 or math.inf for SORA, got {self.p!r}")
         if self.max_step is not None:
             check_radius(self.max_step, "max_step")
-        check_number(self.gain, "gain", above=False)
-        if self.gain == 0:
-            raise ValueError("gain must be > 0, got 0")
+        check_number(self.gain, "gain")
         if not isinstance(self.state, SORAState):
             raise TypeError(f"state must be a SORAState, got {type(self.state).__name__}")
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import ASOD
-from ..attacks.base import check_batch
-from ..gradients import Mode, check_labels, check_logits
+from ..attacks.base import check_batch, check_number
+from ..gradients import Mode
 from ..objectives import cross_entropy
 from ..passes import Passes
-from .base import Loss, check_number, mean, wide
+from .base import Loss, mean, training_logits
 from .regulariser import UNBOUNDED
 
 
@@ -95,8 +95,7 @@ class STN(Loss):
             noisy = x.detach() + self.sigma * torch.empty_like(x).normal_(generator=self.generator)
         else:
             noisy = attack(model, x, y)
-        logits, moved = _logits(model, x), _logits(model, noisy)
-        check_labels(y, logits.shape[1])
+        logits, moved = training_logits(model, x, y), training_logits(model, noisy, y)
         stability = -(logits.softmax(1) * moved.log_softmax(1)).sum(1)
         return mean(cross_entropy(logits, y) + self.strength * stability)
 
@@ -112,10 +111,3 @@ class STN(Loss):
         if self.noise == "gauss":
             raise NotImplementedError("STN with Gaussian noise has no attack steps")
         return dataclasses.replace(self, steps=steps)
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Of a training forward, in float32 or wider."""
-    logits = model(x)
-    check_logits(logits, len(x))
-    return wide(logits)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import NearPGD
-from ..attacks.base import check_batch
+from ..attacks.base import check_batch, check_number
 from ..gradients import Mode
 from ..objectives import Objective, cross_entropy, kl_divergence
 from ..passes import Passes, passes_of
-from .base import Loss, check_number, mean, training_logits, wide
+from .base import Loss, mean, training_logits, wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class TRADES(Loss):
         step_size: None means the paper's, in proportion to eps / steps: 0.007 at Linf 0.031, 2 eps / steps for L2.
         noise: standard deviation of the start around x. It may not be 0: at x' = x the divergence has no gradient.
         mode: of the attack: "eval" (the authors'), "train" or "keep". The loss itself takes the caller's mode.
+        engine: of the attack's passes; the loss's are the caller's.
 
     Defaults: the paper's CIFAR-10 setting, eps = 0.031, 10 steps of 0.007, beta = 6. For MNIST it has eps = 0.3,
     40 steps of 0.01, beta = 1.
@@ -61,6 +62,7 @@ class TRADES(Loss):
     noise: float = 0.001
     beta: float = 6.0
     mode: Mode = "eval"
+    engine: str = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class TRADES(Loss):
             step_size=self.step_size,
             noise=self.noise,
             mode=self.mode,
+            engine=self.engine,
             generator=self.generator,
             objective=objective,
         )

@@ -1,19 +1,20 @@
 """Fused operations on batches: everything that happens between two network passes, in one launch each.
 
-Each takes tensors of any shape (B, ...), validates, views them as (B, D) and calls the registered kernel: C++ on the
-CPU, Triton or CUDA C++ on a GPU, the pure-PyTorch reference anywhere else. A channels_last batch is viewed, not copied,
-but for the replay ops: they copy it to the order of the memory's rows (NCHW), and their result back. None of them is
-differentiable: an attack's perturbation carries no gradient.
+Each takes tensors of any shape (B, ...), the one of logits (B, K), validates, views them as (B, D) and calls the
+registered kernel: C++ on the CPU, Triton or CUDA C++ on a GPU, the pure-PyTorch reference anywhere else. A
+channels_last batch is viewed, not copied, but for the replay ops: they copy it to the order of the memory's rows
+(NCHW), and their result back. None of them is differentiable: an attack's perturbation carries no gradient.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
-from ._arguments import Layout, box, boxed_order, norm_order, per_sample, positive_step
+from ._arguments import Layout, box, boxed_order, finite_number, labelled, norm_order, per_sample, positive_step
 from ._dispatch import backend, kernel
 from .constants import INIT_LMO, INIT_RAW, INIT_SCALED
 from .krylov import arnoldi_start, arnoldi_step, givens_step, krylov_combine, triangular_solve
@@ -23,6 +24,7 @@ __all__ = [
     "arnoldi_start",
     "arnoldi_step",
     "backend",
+    "cross_entropy_derivative",
     "frank_wolfe_init",
     "frank_wolfe_step",
     "givens_step",
@@ -30,6 +32,7 @@ __all__ = [
     "lmo",
     "lp_norm",
     "pgd_step",
+    "pgd_stepper",
     "power_step",
     "project",
     "replay_start",
@@ -276,27 +279,40 @@ def pgd_step(
     >>> pgd_step(x, torch.tensor([[-2.0, 1.0]]), x, p=math.inf, eps=0.1, alpha=0.25)
     tensor([[0.4000, 1.0000]])
     """
+    return pgd_stepper(x, p, eps, alpha, bounds=bounds, exact=exact, k=k)(x_adv, g)
+
+
+def pgd_stepper(
+    x: Tensor,
+    p: float,
+    eps: float | Tensor,
+    alpha: float | Tensor,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    exact: bool = False,
+    k: int | None = None,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """:func:`pgd_step` with all but (x_adv, g) given and checked: what an attack's loop has to call each time.
+
+    >>> import math, torch
+    >>> x = torch.tensor([[0.5, 1.0]])
+    >>> step = pgd_stepper(x, math.inf, 0.1, 0.25)
+    >>> step(x, torch.tensor([[-2.0, 1.0]]))
+    tensor([[0.4000, 1.0000]])
+    """
     layout = Layout(x)
-    size = math.prod(layout.sample)
-    k = math.ceil(size / 100) if k is None else k
-    if not 1 <= k <= size:
-        raise ValueError(f"k must be between 1 and the {size} entries of a sample, got {k!r}")
+    k = math.ceil(layout.size / 100) if k is None else k
+    if not 1 <= k <= layout.size:
+        raise ValueError(f"k must be between 1 and the {layout.size} entries of a sample, got {k!r}")
     eps_number, eps_tensor = per_sample(eps, "eps", x)
     alpha_number, alpha_tensor = per_sample(alpha, "alpha", x)
-    rows = kernel("pgd_step")(
-        layout.rows(x_adv, "x_adv"),
-        layout.rows(g, "g"),
-        layout.rows(x, "x"),
-        norm_order(p, general=False),
-        eps_number,
-        eps_tensor,
-        alpha_number,
-        alpha_tensor,
-        *box(bounds),
-        exact,
-        k,
-    )
-    return layout.restore(rows)
+    order, (lower, upper), x_rows = norm_order(p, general=False), box(bounds), layout.rows(x, "x")
+    fixed = (x_rows, order, eps_number, eps_tensor, alpha_number, alpha_tensor, lower, upper, exact, k)
+
+    def step(x_adv: Tensor, g: Tensor) -> Tensor:
+        return layout.restore(kernel("pgd_step")(layout.rows(x_adv, "x_adv"), layout.rows(g, "g"), *fixed))
+
+    return step
 
 
 def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -325,3 +341,31 @@ def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[
     rows = (layout.rows(g0, "g0"), layout.rows(g1, "g1"), layout.rows(u, "u"), layout.rows(x, "x"))
     fresh, probe, rayleigh, norm = kernel("power_step")(*rows, positive_step(h))
     return layout.restore(fresh), layout.restore(probe), rayleigh, norm
+
+
+def cross_entropy_derivative(logits: Tensor, y: Tensor, sign: float = 1.0) -> Tensor:
+    r"""sign times the derivative of each sample's cross-entropy by its logits z: what a backward pass starts from.
+
+        d_j = sign softmax(z)_j for j != y,   d_y = -sign sum_{j != y} softmax(z)_j
+
+    d_y is never 1 - p_y, which rounds to 0 for a confident sample: a row sums to 0 within rounding. Computed in float32
+    (float64 for float64) and rounded once. A logit of -inf has probability 0; a NaN or +inf makes its row NaN, as in
+    softmax, and no other.
+
+    Args:
+        logits: (B, K), K >= 2, float32, float64, bfloat16 or float16.
+        y: (B,) labels in 0..K-1, of any integer dtype.
+        sign: 1 to raise the loss of y, -1 to lower it (targeted); any finite number.
+
+    Returns:
+        (B, K) in the logits' dtype.
+
+    Raises:
+        RuntimeError: a label lies outside 0..K-1. On CUDA its row is NaN instead.
+
+    >>> import torch
+    >>> cross_entropy_derivative(torch.tensor([[0.0, 0.0], [40.0, 0.0]]), torch.tensor([1, 0]))
+    tensor([[ 5.0000e-01, -5.0000e-01],
+            [-4.2484e-18,  4.2484e-18]])
+    """
+    return kernel("cross_entropy_derivative")(*labelled(logits, y), finite_number(sign, "sign"))

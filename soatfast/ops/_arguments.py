@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .constants import accumulate_dtype
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def norm_order(p: float, general: bool = True) -> float:
     """p as the kernels take it: 1, 2, inf or another number in [1.01, 1000).
@@ -62,13 +64,14 @@ class Layout:
             raise TypeError(f"expected a floating tensor, got {getattr(like, 'dtype', type(like).__name__)}")
         if like.dim() < 2:
             raise ValueError(f"expected a batch of shape (B, ...), got shape {tuple(like.shape)}")
-        if math.prod(like.shape[1:]) == 0:
+        self.sample = like.shape[1:]
+        self.size = math.prod(self.sample)
+        if self.size == 0:
             raise ValueError(f"a sample must have at least one entry, got shape {tuple(like.shape)}")
         self.like = like
         self.format = torch.contiguous_format
         if like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
             self.format = torch.channels_last
-        self.sample = like.shape[1:]
 
     def rows(self, t: Tensor, name: str, blocks: int = 1) -> Tensor:
         like = self.like
@@ -83,10 +86,13 @@ class Layout:
 
     def flat(self, t: Tensor) -> Tensor:
         """Any number of samples as rows, in the memory order of the one that made the layout."""
-        t = t.detach().contiguous(memory_format=self.format)
+        if t.requires_grad:  # each of these calls is paid between any two passes of an attack
+            t = t.detach()
+        if not t.is_contiguous(memory_format=self.format):
+            t = t.contiguous(memory_format=self.format)
         if self.format is torch.channels_last:
             t = t.permute(0, 2, 3, 1)
-        return t.reshape(t.shape[0], math.prod(self.sample))
+        return t.view(t.shape[0], self.size)
 
     def restore(self, rows: Tensor) -> Tensor:
         if self.format is torch.channels_last:
@@ -100,6 +106,29 @@ def boxed_order(p: float, in_box: bool) -> float:
     if in_box and order != math.inf:
         raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {p!r}")
     return order
+
+
+def labelled(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, K), K >= 2, without their graph, and labels (B,) as int64; the labels' range is not looked at."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"logits must be a floating tensor, got {getattr(logits, 'dtype', type(logits).__name__)}")
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must have shape (B, K) with K >= 2, got {tuple(logits.shape)}")
+    if not isinstance(y, Tensor) or y.dtype not in _WHOLE:
+        raise TypeError(f"y must be a tensor of integers, got {getattr(y, 'dtype', type(y).__name__)}")
+    if y.shape != logits.shape[:1]:
+        raise ValueError(f"y must have shape ({logits.shape[0]},), one label a row, got {tuple(y.shape)}")
+    if y.device != logits.device:
+        raise ValueError(f"y is on {y.device}, expected {logits.device}")
+    return logits.detach(), y if y.dtype == torch.int64 else y.to(torch.int64)
+
+
+def finite_number(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
 
 
 def positive_step(h: float) -> float:

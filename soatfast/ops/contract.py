@@ -56,6 +56,8 @@ SCHEMAS: dict[str, str] = {
     ),
     # g0, g1, u, x (B, D) -> u (B, D), probe (B, D), rayleigh (B,), norm (B,)
     "power_step": "(Tensor g0, Tensor g1, Tensor u, Tensor x, float h) -> (Tensor, Tensor, Tensor, Tensor)",
+    # logits (B, K), y (B,) int64 -> (B, K)
+    "cross_entropy_derivative": "(Tensor logits, Tensor y, float sign) -> Tensor",
     # basis (B, m + 1, D) and probe (B, D) updated; r, x (B, D) -> ||r|| (B,)
     "arnoldi_start": "(Tensor(a!) basis, Tensor r, Tensor? x, Tensor(b!)? probe, float step) -> Tensor",
     # basis (B, m + 1, D), hessenberg (m, m + 1, B), norms (m, B), probe (B, D), all updated; w, base, x (B, D),
@@ -202,6 +204,14 @@ class _Fakes:
     def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _rows(g0, g1, u, x)
         return _empty(g0), _empty(g0), _per_sample(g0), _per_sample(g0)
+
+    @staticmethod
+    def cross_entropy_derivative(logits: Tensor, y: Tensor, sign) -> Tensor:
+        _rows(logits)
+        torch._check(y.dtype == torch.int64 and y.dim() == 1, lambda: "expected y (B,) of int64")
+        torch._check(y.shape[0] == logits.shape[0], lambda: f"expected {logits.shape[0]} labels, got {y.shape[0]}")
+        torch._check(y.device == logits.device, lambda: f"expected device {logits.device}, got {y.device}")
+        return _empty(logits)
 
     @staticmethod
     def arnoldi_start(basis: Tensor, r: Tensor, x, probe, step) -> Tensor:

@@ -8,6 +8,8 @@ Three rules hold everywhere and are kept by every kernel:
   sign(0) = 0, and a sample whose gradient is all zero makes no step: never a NaN, and never a sample
   that changes another;
 * norms are scaled by the row's maximum, so that entries of 1e-24 or 1e+30 neither underflow nor overflow.
+
+The second is about gradients: the logits of :func:`cross_entropy_derivative` give NaN in their row where softmax does.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from .reference_krylov import arnoldi_start, arnoldi_step, givens_step, krylov_c
 __all__ = [
     "arnoldi_start",
     "arnoldi_step",
+    "cross_entropy_derivative",
     "frank_wolfe_init",
     "frank_wolfe_step",
     "givens_step",
@@ -167,6 +170,12 @@ def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[
     rayleigh = m * (wide_u * r).sum(1, keepdim=True)
     probe = (_wide(x) + h * fresh).to(u.dtype)
     return fresh.to(u.dtype), probe, rayleigh.squeeze(1), (m * length).squeeze(1)
+
+
+def cross_entropy_derivative(logits: Tensor, y: Tensor, sign: float) -> Tensor:
+    label = y.unsqueeze(1)
+    others = _wide(logits).softmax(1).scatter(1, label, 0.0)
+    return (sign * others.scatter(1, label, -others.sum(1, keepdim=True))).to(logits.dtype)
 
 
 def replay_start(

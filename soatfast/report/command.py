@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soatfast.report.sections import RESULTS, Section, read_results, sections, trainings, unfinished
+from soatfast.report.sections import RESULTS, Section, comparison, sections, trainings, unfinished
 from soatfast.train import checkpoint
 from soatfast.train.errors import UserError
 
@@ -55,9 +55,9 @@ def page(folder: Path, parts: list[Section], missing: list[str]) -> str:
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    results = read_results(folder) if (folder / RESULTS).is_file() else {}
+    results = comparison(folder)
     return environment.from_string(template).render(
-        title=f"soatfast: {folder.name}",
+        title=f"soatfast: {folder.resolve().name}",
         about=_about(results, dict(trainings(folder))),
         unfinished=missing,
         sections=parts,

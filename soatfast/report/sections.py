@@ -16,6 +16,7 @@ from soatfast.train.errors import UserError
 from soatfast.train.methods import METHODS
 
 RESULTS = "results.json"
+_PARTS = ("config", "attacks", "device", "installation", "methods", "table")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Section:
 
 def sections(folder: Path) -> Iterator[Section]:
     """The sections of a run folder, of the files that are there."""
-    if (folder / RESULTS).is_file():
-        results = read_results(folder)
+    results = comparison(folder)
+    if results:
         yield _comparison(folder, results)
         yield _attacks(results)
         if results["config"].get("preset") == "tables" and (folder / papers.RECORD).is_file():
@@ -55,34 +56,39 @@ def sections(folder: Path) -> Iterator[Section]:
     yield from _galleries(folder)
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """What soatfast compare wrote; UserError where a part is missing."""
-    return _with_parts(folder / RESULTS, "config", "attacks", "installation", "device", "methods", "table")
-
-
-def _with_parts(path: Path, *parts: str) -> dict[str, Any]:
-    found = checkpoint.read_json(path)
-    lacking = [part for part in parts if not isinstance(found, dict) or part not in found]
-    if lacking:
-        raise UserError(f"{path} has no {', '.join(lacking)}; the command that wrote it writes it again")
-    return found  # type: ignore[no-any-return]
-
-
 def trainings(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label, result.json) of each finished training: the folder's own, or a comparison's METHOD/seed-N."""
     if (folder / checkpoint.RESULT).is_file():
-        yield folder.name, _with_parts(folder / checkpoint.RESULT, "history")
+        yield folder.resolve().name, _trained(folder / checkpoint.RESULT)
     for path in sorted(folder.glob(f"*/seed-*/{checkpoint.RESULT}")):
         name, seed = path.parent.parent.name, path.parent.name.removeprefix("seed-")
         label = METHODS[name].label if name in METHODS else name
-        yield f"{label}, seed {seed}", _with_parts(path, "history")
+        yield f"{label}, seed {seed}", _trained(path)
+
+
+def _trained(path: Path) -> dict[str, Any]:
+    found = checkpoint.read_json(path)
+    history = found.get("history") if isinstance(found, dict) else None
+    if not isinstance(history, list) or not all(isinstance(r, dict) and {"epoch", "loss"} <= r.keys() for r in history):
+        raise UserError(f"{path}: no epochs of a training; the command that trained writes them again with --fresh")
+    return found  # type: ignore[no-any-return]
+
+
+def comparison(folder: Path) -> dict[str, Any]:
+    """What results.json holds; nothing where there is none."""
+    path = folder / RESULTS
+    found = checkpoint.read_json(path) if path.is_file() else {}
+    missing = [part for part in _PARTS if not isinstance(found, dict) or part not in found]
+    if missing and path.is_file():
+        raise UserError(f"{path}: no comparison, as it has no {', '.join(missing)}; soatfast compare writes it again")
+    return found  # type: ignore[no-any-return]
 
 
 def unfinished(folder: Path) -> list[str]:
     """Trainings that were begun and have no result yet, and an evaluation without its table."""
     begun = [folder, *sorted(folder.glob("*/seed-*"))]
     found = [
-        str(path.relative_to(folder)) if path != folder else folder.name
+        str(path.relative_to(folder)) if path != folder else folder.resolve().name
         for path in begun
         if (path / checkpoint.OPTIONS).is_file() and not (path / checkpoint.RESULT).is_file()
     ]

@@ -35,7 +35,7 @@ def compare(op: str, got: Tensor | tuple[Tensor, ...], args: tuple) -> None:
         return _compare_replay(op, _as_tuple(got), args)
     function = getattr(reference, op)
     cpu = tuple(a.cpu() if isinstance(a, Tensor) else a for a in args)
-    double = tuple(a.double() if isinstance(a, Tensor) else a for a in cpu)
+    double = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in cpu)
     outputs = tuple(t.cpu() for t in _as_tuple(got))
     same, exact = _as_tuple(function(*cpu)), _as_tuple(function(*double))
     assert len(outputs) == len(same), f"{op}: {len(outputs)} outputs, expected {len(same)}"

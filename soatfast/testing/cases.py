@@ -290,6 +290,30 @@ def _power_step(shape, kind, h):
     return build
 
 
+def _confident_rows(dtype: torch.dtype, size: int = 33) -> Tensor:
+    """Logits of which one rules the row, by more and more, and with some ruled out; (8, size)."""
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    rows = torch.stack([noise] * 8)
+    rows[:, 7] += torch.tensor([5.0, 20.0, 40.0, 80.0, 95.0, 110.0, 800.0, 3e4], dtype=torch.float64)
+    rows[1::2, ::3] = -math.inf
+    return rows.to(dtype)
+
+
+def _cross_entropy_derivative(shape, kind, sign):
+    def build(generator, dtype):
+        if shape is None:
+            logits = torch.cat([degenerate_rows(dtype), _confident_rows(dtype).repeat(2, 1)])
+        else:
+            logits = _normal(generator, shape, dtype, 4.0)
+        rows, size = logits.shape
+        y = torch.randint(size, (rows,), generator=generator)
+        if shape is None:
+            y[16:24] = 7  # the class that rules; any other in the rest
+        return logits, y, sign
+
+    return build
+
+
 _FLAGS = (False, True)
 _PARAMETERS: dict[str, tuple[Callable, dict[str, Sequence[Any]]]] = {
     "lmo": (_lmo, {"p": GENERAL_P}),
@@ -304,6 +328,7 @@ _PARAMETERS: dict[str, tuple[Callable, dict[str, Sequence[Any]]]] = {
     "replay_start": (_replay_start, {"p": (2.0, math.inf), "memory": MEMORY_DTYPES}),
     "replay_step": (_replay_step, {"p": GENERAL_P, "memory": MEMORY_DTYPES}),
     "power_step": (_power_step, {"h": (1.0, 0.01)}),
+    "cross_entropy_derivative": (_cross_entropy_derivative, {"sign": (1.0, -1.0, 0.3)}),
 }
 OPS = tuple(_PARAMETERS)
 

@@ -22,7 +22,7 @@ from soatfast.evaluate.table import Column, Table
 from soatfast.train import checkpoint, papers
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
-from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited
+from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited, with_engine
 from soatfast.train.progress import Progress
 from soatfast.train.specs import check_width, make_model
 from soatfast.train.start import Start
@@ -69,6 +69,9 @@ class CompareConfig(Start):
     """Use only the first so many training samples."""
     test_samples: int | None = None
     """Use only the first so many held-out samples."""
+    engine: str = "eager"
+    """How the passes of the training attacks are run: eager, or some of bf16, fp16, channels_last and compile joined by
+    "+" (soatfast tune). Methods without such an attack (standard, cure, soat, ...) cannot have another than eager."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -82,6 +85,8 @@ class CompareConfig(Start):
         if missing:
             raise ValueError(f"the table and picture need the attacks clean and pgd40, got {', '.join(self.attacks)}")
         check_ball(self.eps, self.p)
+        for name in self.methods if self.engine != "eager" else ():
+            with_engine(METHODS[name].loss(Task(self.eps, 1, (1, 1, 1), self.p)), self.engine)
         check_width(self.model, self.width)
         if self.p == 2 and "haat" in (*self.methods, *self.attacks):
             raise ValueError("haat needs p = inf, got p = 2: name methods and attacks without it")
@@ -144,7 +149,7 @@ def _run(
     model = make_model(config.model, data.shape, data.classes, config.width)
     training = dataclasses.replace(config.train, seed=seed)
     folder = config.run_dir / name / f"seed-{seed}"
-    loss = suited(METHODS[name].loss(task), model)
+    loss = suited(with_engine(METHODS[name].loss(task), config.engine), model)
     result = train(model, loss, data, training, folder, not config.fresh, progress)
     progress.stage(f"{label}, attacks", 2 * index + 1, 2 * total)
     samples = data.test

@@ -44,7 +44,7 @@ class ExplainConfig(Start):
     wrong: int = 2
     """And so many more that models get wrong, most of them first: there the roles of the explanations change places."""
     attack: str = "pgd40"
-    """Attack of the gallery, at the comparison's radius: fgsm, pgd40, quadratic, soae, soae-tr or haat."""
+    """Attack of the gallery, at the comparison's radius: any of soatfast compare's but clean and autoattack."""
     radius: float = 4.0
     """L2 radius of the contrastive pair; the SCORPIO paper's."""
     steps: int = 100

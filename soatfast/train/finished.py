@@ -14,6 +14,7 @@ from torch import nn
 from soatfast.train import checkpoint
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
+from soatfast.train.methods import METHODS
 from soatfast.train.specs import make_model
 
 
@@ -31,11 +32,15 @@ class Finished:
         return float(self.config.get("p", math.inf))
 
     def methods(self, wanted: Sequence[str]) -> list[str]:
-        """The wanted methods, by default all; UserError for one that the comparison has not."""
-        unknown = [name for name in wanted if name not in self.config["methods"]]
+        """The wanted methods, each once, by default all; UserError for one that it or this version has not."""
+        has = self.config["methods"]
+        missing = [name for name in wanted if name not in has]
+        if missing:
+            raise UserError(f"{self.folder} has {', '.join(has)}, not {', '.join(missing)}")
+        unknown = [name for name in wanted or has if name not in METHODS]
         if unknown:
-            raise UserError(f"{self.folder} has {', '.join(self.config['methods'])}, not {', '.join(unknown)}")
-        return list(wanted or self.config["methods"])
+            raise UserError(f"{self.folder}: this version of soatfast has no method {', '.join(unknown)}")
+        return list(dict.fromkeys(wanted or has))
 
     def model(self, name: str, seed: int) -> nn.Module:
         """The trained model on the device at hand, in eval mode; UserError where its weights are not there."""
@@ -50,7 +55,10 @@ class Finished:
 
 
 def open_comparison(folder: Path) -> Finished:
-    """What `soatfast compare` wrote into the folder; UserError where it did not, or did not finish."""
+    """What `soatfast compare` wrote into the folder; UserError where it did not, or did not finish.
+
+    A model of ``package.module:factory`` is made by running that code: open folders of people whom you trust.
+    """
     path = folder / "results.json"
     if not path.is_file():
         if any(folder.glob(f"*/seed-*/{checkpoint.OPTIONS}")):

@@ -83,7 +83,7 @@ class OverfittingGuard:
     Args:
         x, y: the probe, (B, ...) with labels (B,); about 100 training samples (held-out ones would leak into training),
             on the model's device. Copied.
-        attack: the training attack at full radius; its eps, p, bounds, objective and precision are used. The probe is
+        attack: the training attack at full radius; its eps, p, bounds, objective and engine are used. The probe is
             attacked from x, whatever start the training attack has. The model predicts in eval mode.
         steps: of PGD, with its default step size and a random start; the same start in every reading.
         align, survive, recover, least: the thresholds above; align > 1 runs PGD in every reading, recover < 1 lets
@@ -138,7 +138,7 @@ class OverfittingGuard:
             raise ValueError(f"align must lie in -1..1.5 (above 1: PGD in every reading), got {align!r}")
         if not 0 <= survive <= recover <= 1:
             raise ValueError(f"need 0 <= survive <= recover <= 1, got survive {survive!r}, recover {recover!r}")
-        common: dict[str, Any] = {name: getattr(attack, name) for name in ("p", "bounds", "objective", "precision")}
+        common: dict[str, Any] = {name: getattr(attack, name) for name in ("p", "bounds", "objective", "engine")}
         eps = _radius(attack.eps)
         self.x, self.y = x.detach().clone(), y.detach().clone()
         self._one_step = FGSM(eps=eps, **common)

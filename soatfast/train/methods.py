@@ -193,6 +193,20 @@ def suited(loss: Loss, model: nn.Module) -> Loss:
     return dataclasses.replace(loss, mode="eval") if known else loss  # type: ignore[call-arg]
 
 
+def with_engine(loss: Loss, engine: str) -> Loss:
+    """The loss with the passes of its attack run by this engine (:mod:`soatfast.engine`); eager changes nothing.
+
+    Raises ValueError: the loss has no attack, or one that needs full precision.
+    """
+    if engine == "eager":
+        return loss
+    if isinstance(loss, AdversarialTraining):
+        return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, engine=engine))
+    if not hasattr(loss, "engine"):
+        raise ValueError(f"{type(loss).__name__} has no attack whose passes could be run by engine {engine!r}")
+    return dataclasses.replace(loss, engine=engine)  # type: ignore[call-arg]
+
+
 def check_ball(eps: float, p: float) -> None:
     """Raise ValueError unless all methods and attacks of the tables know this ball."""
     if p not in (2, math.inf):

@@ -15,7 +15,7 @@ from soatfast.evaluate.table import Column, Table
 from soatfast.losses import Loss
 from soatfast.train import checkpoint
 from soatfast.train.choices import ATTACK_CLASSES, LOSS_CLASSES, Choice, as_loss, subcommands
-from soatfast.train.methods import METHODS, Task, check_ball, suited
+from soatfast.train.methods import METHODS, Task, check_ball, suited, with_engine
 from soatfast.train.progress import Progress
 from soatfast.train.specs import Subject, fingerprint
 from soatfast.train.start import Start
@@ -44,6 +44,9 @@ class TrainingConfig(Start):
     p: float = math.inf
     """Norm of the ball: inf or 2 (an attack named at the end may know others)."""
     subject: Subject = field(default_factory=Subject)
+    engine: str = "eager"
+    """How the passes of the training attack are run: eager, or some of bf16, fp16, channels_last and compile joined by
+    "+"; soatfast tune measures which is fastest. (An attack or loss named at the end has an --engine of its own.)"""
     train_samples: int | None = None
     """Use only the first so many training samples."""
     test_samples: int | None = None
@@ -61,6 +64,8 @@ class TrainingConfig(Start):
             raise ValueError(f"either --method {self.method} or {self.own.of.__name__} at the end, got both")
         else:
             self.own.make(self.eps, self.p)
+        if self.engine != "eager":
+            with_engine(self.loss(Task(self.eps, 1, (1, 1, 1), self.p)), self.engine)
         weights = self.subject.weights
         if weights is not None and weights.resolve().parent == self.run_dir.resolve():
             raise ValueError(f"the weights to start from lie in run_dir itself, got {weights}; use another run_dir")
@@ -92,7 +97,7 @@ def training(config: TrainingConfig, progress: Progress | None = None) -> Table:
     weights = None if config.subject.weights is None else fingerprint(model)
     samples = len(data.train)  # type: ignore[arg-type]
     task = Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
-    loss = suited(config.loss(task), model)
+    loss = suited(with_engine(config.loss(task), config.engine), model)
     about = {
         "command": "train",
         "method": config.method if config.own is None else config.label,

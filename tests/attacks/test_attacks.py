@@ -247,7 +247,7 @@ CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, SimBA, TargetedPGD]
         ({"bounds": (1.0, 0.0)}, ValueError, "bounds must be"),
         ({"objective": "kl"}, ValueError, "objective must be one of"),
         ({"mode": "test"}, ValueError, "mode must be"),
-        ({"precision": torch.float64}, ValueError, "precision must be"),
+        ({"engine": "float64"}, ValueError, "engine must be"),
     ],
 )
 def test_bad_fields(cls, fields, error, message):
@@ -265,6 +265,8 @@ def test_bad_fields(cls, fields, error, message):
         (lambda: PGD(p=3), ValueError, "p must be 1, 2 or math.inf for PGD, got 3"),
         (lambda: NearPGD(p=1), ValueError, "p must be 2 or math.inf for NearPGD, got 1"),
         (lambda: NearPGD(noise=-1.0), ValueError, "noise must be finite and >= 0, got -1.0"),
+        (lambda: NearPGD(noise=torch.ones(6)), TypeError, "noise must be a number, got Tensor"),
+        (lambda: MIFGSM(decay=torch.ones(6)), TypeError, "decay must be a number, got Tensor"),
         (lambda: FrankWolfe(steps=0), ValueError, "steps must be at least 1"),
         (lambda: FrankWolfe(scheme="euler"), ValueError, "scheme must be"),
         (lambda: FrankWolfe(init="zero"), ValueError, "init must be"),
@@ -282,6 +284,16 @@ def test_bad_fields(cls, fields, error, message):
 def test_bad_fields_of_one_attack(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, math.inf), (-math.inf, 1.0)])
+def test_a_box_with_one_end_is_checked_there(bounds):
+    x, y = batch()
+    inside, outside = (x + 5, x - 0.5) if bounds[1] == math.inf else (x - 5, x + 0.5)
+    attack = PGD(eps=0.1, steps=2, bounds=bounds)
+    assert (attack(relu_net(), inside, y) != inside).any()
+    with pytest.raises(ValueError, match="x must lie in bounds"):
+        attack(relu_net(), outside, y)
 
 
 BAD_BATCHES = [
@@ -333,6 +345,16 @@ def test_bad_batch(user, spoil, error, message):
         pytest.skip("without an attack any finite input will do")
     with pytest.raises(error, match=message):
         user(relu_net(), *spoil(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("user", [u for _, u in USERS], ids=[n for n, _ in USERS])
+def test_labels_of_any_integer_type(user, dtype):
+    model, (x, y) = relu_net(), batch(seed=3)
+    torch.manual_seed(0)
+    expected = user(model, x, y)
+    torch.manual_seed(0)
+    assert torch.equal(user(model, x, y.to(dtype)), expected)
 
 
 @pytest.mark.parametrize("user", [u for _, u in USERS], ids=[n for n, _ in USERS])

@@ -113,6 +113,15 @@ def test_bad_fields():
         TargetedPGD(classes="10")
     with pytest.raises(TypeError, match="TargetedPGD cannot go on from a memory"):
         TargetedPGD().check_replay()
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
+        TM(classes=1)
+    for make in NAMED.values():
+        with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+            make(steps=0)
+        with pytest.raises(TypeError, match="steps must be a whole number, got '10'"):
+            make(steps="10")
+        with pytest.raises(TypeError, match="eps must be a number or a tensor, got str"):
+            make(eps="0.1")
     x, y = batch(seed=3)
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2"):
         TL(classes=3)(relu_net(), x, y)

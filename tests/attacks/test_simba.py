@@ -148,6 +148,8 @@ def test_per_sample_radius_and_step():
         assert (size <= eps + 1e-12).all() and size[0] == 0 and (size[1:] > 0).all()
         with pytest.raises(ValueError, match="eps must be a number or have shape"):
             attack.with_eps(eps[:3])(model, x, y)
+        with pytest.raises(ValueError, match=r"step_size must be a number or have shape \(\) or \(8,\), got \(3,\)"):
+            dataclasses.replace(attack, step_size=eps[:3])(model, x, y)
 
 
 @given(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 
 import pytest
 import torch
@@ -122,6 +121,10 @@ def test_targets_reach_the_attack():
     with pytest.raises(ValueError, match="k must be at most 4"):
         attack.set_mode_targeted_least_likely(kth_min=5, quiet=True)
         attack(x, y)
+    for set_mode in (attack.set_mode_targeted_least_likely, attack.set_mode_targeted_random):
+        set_mode(quiet=True)
+        with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4, got 3\.\.7"):
+            attack(x[:2], torch.tensor([3, 7]))
 
 
 def test_a_zero_gradient_does_not_freeze_a_sample():
@@ -203,6 +206,14 @@ def test_bad_input():
     with pytest.raises(ValueError, match="different model"):
         compat.MultiAttack([attack, compat.FGSM(conv_net())])
     assert len(attack(x[:0], y[:0])) == 0
+    multi = compat.MultiAttack([attack, compat.FGSM(model)], verbose=True)
+    with pytest.raises(TypeError, match="MultiAttack needs labels, got None"):
+        multi(x)
+    with pytest.raises(TypeError, match=r"images must be a floating tensor, got torch\.uint8"):
+        multi((255 * x).to(torch.uint8), y)
+    assert len(multi(x[:0], y[:0])) == 0
+    before = x.clone()
+    assert multi(x, y).data_ptr() != x.data_ptr() and torch.equal(x, before)
 
 
 def test_a_file_of_another_hand_cannot_run_code(tmp_path):
@@ -211,12 +222,42 @@ def test_a_file_of_another_hand_cannot_run_code(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"adv_inputs": torch.zeros(1), "labels": Payload(), "save_type": "float"}, tmp_path / "adv.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"adv\.pt is not read: it is damaged, or holds more than tensors"):
         compat.PGD.load(tmp_path / "adv.pt")
     assert not (tmp_path / "ran").exists()
     torch.save({"adv_inputs": torch.zeros(1), "save_type": "float"}, tmp_path / "adv.pt")
     with pytest.raises(ValueError, match=r"has no labels, preds: expected a file of attack\.save"):
         compat.PGD.load(tmp_path / "adv.pt", load_predictions=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"PK" + 90 * b"0"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "adv.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"adv\.pt is not read: it is damaged"):
+        compat.PGD.load(tmp_path / "adv.pt")
+    torch.save({"adv_inputs": [1.0], "labels": torch.zeros(1), "save_type": "float"}, tmp_path / "adv.pt")
+    with pytest.raises(ValueError, match=r"adv_inputs must be tensors: expected a file of attack\.save"):
+        compat.PGD.load(tmp_path / "adv.pt")
+    with pytest.raises(FileNotFoundError):
+        compat.PGD.load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_bytes_of_images_in_any_floating_type(tmp_path, dtype):
+    """torchattacks stores other types than float32 as they are, and then reads them divided by 255."""
+    model, (x, y) = relu_net(dtype), batch(dtype=dtype)
+    attack = compat.VANILA(model)
+    attack.save([(x, y)], tmp_path / "adv.pt", verbose=False, save_type="int")
+    assert torch.load(tmp_path / "adv.pt", weights_only=True)["adv_inputs"].dtype == torch.uint8
+    ((images, _),) = attack.load(tmp_path / "adv.pt")
+    assert ((x.double() - images.double()) >= -1e-6).all() and ((x.double() - images.double()) < 1 / 255 + 1e-6).all()
+
+
+def test_a_missing_folder_is_said_before_the_attack(tmp_path):
+    model, data = conv_net(), [images_and_labels()]
+    with count_passes(model) as passes, pytest.raises(ValueError, match="save_path must be in a folder that is there"):
+        compat.FGSM(model).save(data, tmp_path / "none" / "adv.pt", verbose=False)
+    assert passes.forward == 0
 
 
 def test_save_and_load(tmp_path, capsys):

@@ -73,12 +73,28 @@ def norm_net(dtype=torch.float64, momentum=0.1):
     return model
 
 
+def spectral_net():
+    """No random numbers, but a layer whose power iteration goes on with every training forward."""
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 12))
+    return nn.Sequential(nn.Flatten(), layer, nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4)).double()
+
+
+def instance_norm_net():
+    """Running statistics that no batch norm keeps."""
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(1, track_running_stats=True)
+    return nn.Sequential(norm, nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+
+
 NETS = {
     "smooth": smooth_net,
     "relu": relu_net,
     "batch norm": norm_net,
     "cumulative batch norm": lambda: norm_net(momentum=None),
     "dropout": dropout_net,
+    "spectral norm": spectral_net,
+    "instance norm": instance_norm_net,
 }
 
 

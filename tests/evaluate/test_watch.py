@@ -159,7 +159,7 @@ def test_what_cannot_be_watched():
     x = torch.rand(2, 3)
     assert can_watch(PGD(), x) and can_watch(SOAE(mode="keep"), x)
     assert not can_watch(PGD(mode="train"), x), "its passes predict otherwise"
-    assert not can_watch(PGD(precision=torch.bfloat16), x)
+    assert not can_watch(PGD(engine="bf16"), x)
     assert not can_watch(PGD(), x.half())
     assert not can_watch(SOAE(compact=True), x), "asks about parts of the batch"
     assert not can_watch(lambda model, x, y: x, x)

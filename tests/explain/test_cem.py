@@ -215,8 +215,8 @@ def test_bad_input(method):
     [
         ({"kappa": -1.0}, "kappa must be finite and >= 0, got -1"),
         ({"beta": math.nan}, "beta must be finite and >= 0"),
-        ({"c": 0.0}, "c must be greater than 0, got 0"),
-        ({"step_size": 0.0}, "step_size must be greater than 0"),
+        ({"c": 0.0}, "c must be finite and > 0, got 0"),
+        ({"step_size": 0.0}, "step_size must be finite and > 0"),
         ({"searches": 0}, "searches must be at least 1, got 0"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"base": 1.5}, r"base must lie in bounds \(0.0, 1.0\), got 1.5"),
@@ -227,6 +227,12 @@ def test_bad_input(method):
 def test_bad_options(method, options, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(method, **options)
+
+
+@pytest.mark.parametrize("name", ["kappa", "beta", "c", "step_size"])
+def test_numbers_are_for_the_whole_batch(method, name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got Tensor"):
+        dataclasses.replace(method, **{name: torch.ones(6)})
 
 
 def test_an_empty_batch(method):

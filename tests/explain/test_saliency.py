@@ -137,6 +137,11 @@ def test_bad_options(make, options, message):
         make(**options)
 
 
+def test_the_noise_is_one_number():
+    with pytest.raises(TypeError, match="sigma must be a number, got Tensor"):
+        SmoothGrad(sigma=torch.full((6,), 0.1))
+
+
 def test_standardised():
     shift = torch.tensor([0.0, 0.1, 0.1, 1e5, 0.1]).view(-1, 1, 1, 1)
     maps = torch.randn(5, 3, 8, 8) * torch.tensor([1e-30, 0.01, 1.0, 1e6, 0.0]).view(-1, 1, 1, 1) + shift

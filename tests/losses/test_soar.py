@@ -161,7 +161,13 @@ def test_per_sample_eps_and_fields():
         for e in (0.1, 0.2)
     ]
     whole = SOAR(eps=eps.double(), start="x", generator=seeded())
-    assert (parts[1] / parts[0]).item() == pytest.approx(4) and whole(model, x, y).isfinite()
+    assert (parts[1] / parts[0]).item() == pytest.approx(4)
+    ((z, last),) = drawn(x, 1, seeded())
+    each = [
+        slow_soar(model, *one, SOAR(eps=float(e)), [(z[i : i + 1], last[i : i + 1])])
+        for i, (one, e) in enumerate(zip(one_by_one(x, y), eps, strict=True))
+    ]
+    assert_same(model, whole(model, x, y), torch.stack(each).mean())
     with pytest.raises(ValueError, match="eps must be a number or a floating tensor"):
         whole.with_eps(eps[:2])(model, x, y)
     assert SOAR().with_eps(0.2) == SOAR(eps=0.2) and SOAR().with_h(0.1).h == 0.1

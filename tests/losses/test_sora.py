@@ -234,7 +234,7 @@ def test_an_exception_leaves_the_model_as_it_was(call):
         (lambda: SORA(eps=-0.1), ValueError, "eps must be finite and >= 0, got -0.1"),
         (lambda: SORA(eps="0.1"), TypeError, "eps must be a number or a tensor, got str"),
         (lambda: SORA(max_step=-1.0), ValueError, "max_step must be finite and >= 0, got -1.0"),
-        (lambda: SORA(gain=0), ValueError, "gain must be > 0, got 0"),
+        (lambda: SORA(gain=0), ValueError, "gain must be finite and > 0, got 0"),
         (lambda: SORA(gain="1"), TypeError, "gain must be a number, got str"),
         (lambda: SORA(mode="test"), ValueError, "mode must be"),
         (lambda: SORA(bounds=(1, 0)), ValueError, "bounds must be"),

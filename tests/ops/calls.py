@@ -23,6 +23,7 @@ class Batch:
     x: Tensor
     x_adv: Tensor
     eps: Tensor  # (B,)
+    y: Tensor  # (B,) labels
 
     @property
     def stacked(self) -> Tensor:
@@ -32,7 +33,7 @@ class Batch:
         return Batch(*(f(getattr(self, field.name)) for field in fields(self)))
 
     def images(self, f: Callable[[Tensor], Tensor]) -> Batch:
-        """f of every image tensor, eps as it is."""
+        """f of every image tensor, eps and labels as they are."""
         return self.map(lambda t: f(t) if t.dim() > 1 else t)
 
 
@@ -46,7 +47,8 @@ def make_batch(rows: int = 5, dtype: torch.dtype = torch.float32, shape: tuple[i
     eps = (0.05 + 0.1 * torch.rand(rows, generator=generator)).double() if dtype == torch.float64 else None
     if eps is None:
         eps = 0.05 + 0.1 * torch.rand(rows, generator=generator)
-    return Batch(normal(1e-3), normal(1e-3), normal(1e-3), normal(0.05), x, x + normal(0.3), eps)
+    y = 7 * torch.arange(rows)
+    return Batch(normal(1e-3), normal(1e-3), normal(1e-3), normal(0.05), x, x + normal(0.3), eps, y)
 
 
 def _calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]:
@@ -73,6 +75,10 @@ def _calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]:
     )
     for h in (1, 0.01):
         calls[f"power_step-{h}"] = lambda b, h=h: ops.power_step(b.g, b.plus, b.v, b.x, h)
+    for sign in (1, -0.5):
+        calls[f"cross_entropy_derivative-{sign}"] = lambda b, sign=sign: ops.cross_entropy_derivative(
+            b.v.flatten(1), b.y, sign
+        )
     for p, eps in ((1, 5.0), (2, 1.0), (math.inf, 0.1)):
         for exact in (False, True):
             calls[f"project-{p}-{exact}"] = lambda b, p=p, eps=eps, exact=exact: ops.project(

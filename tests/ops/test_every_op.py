@@ -211,7 +211,7 @@ def test_a_bad_gradient_makes_no_step_and_no_nan(bad: float) -> None:
         fields = {"g": bad, "plus": bad, "minus": bad}
         spoiled = type(batch)(
             **{f: torch.full_like(getattr(batch, f), value) for f, value in fields.items()},
-            **{f: getattr(batch, f) for f in ("v", "x", "x_adv", "eps")},
+            **{f: getattr(batch, f) for f in ("v", "x", "x_adv", "eps", "y")},
         )
         for output in as_tuple(call(spoiled)):
             assert output.isfinite().all(), name

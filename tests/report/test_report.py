@@ -152,17 +152,29 @@ def test_bad_folders_say_what_is_wrong(run: Path, tmp_path: Path) -> None:
     (run / "results.json").write_text(whole[:100])
     with pytest.raises(UserError, match=r"results\.json is damaged"):
         report(ReportConfig(run_dir=run))
-    (run / "results.json").write_text(json.dumps({**json.loads(whole), "table": [{"method": "standard"}]}))
+    results = json.loads(whole)
+    (run / "results.json").write_text(json.dumps({**results, "table": [{"method": "standard"}]}))
     with pytest.raises(UserError, match=r"results\.json: no table of this version"):
         report(ReportConfig(run_dir=run))
-    for other in ("[]", "{}"):
-        (run / "results.json").write_text(other)
-        with pytest.raises(UserError, match=r"results\.json has no config, attacks, .*, table; the command that wrote"):
+    for other in ([], {}, *({k: v for k, v in results.items() if k != part} for part in results)):
+        (run / "results.json").write_text(json.dumps(other))
+        missing = next(part for part in results if part not in other) if other else "config, .*, table"
+        with pytest.raises(UserError, match=rf"results\.json: no comparison, as it has no {missing}; soatfast compare"):
             report(ReportConfig(run_dir=run))
     (run / "results.json").write_text(whole)
-    (run / "pgd4" / "seed-0" / "result.json").write_text("{}")
-    with pytest.raises(UserError, match=r"seed-0/result\.json has no history; the command that wrote it"):
-        report(ReportConfig(run_dir=run))
+    for other in ("[]", "{}", '{"history": [{"loss": 1.0}]}'):
+        (run / "pgd4" / "seed-1" / "result.json").write_text(other)
+        with pytest.raises(UserError, match=r"seed-1/result\.json: no epochs of a training"):
+            report(ReportConfig(run_dir=run))
+
+
+def test_the_folder_at_hand_has_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run / "pgd4" / "seed-0")
+    page = read(report(ReportConfig(run_dir=Path("."))))
+    assert page.words["title"] == ["soatfast: seed-0"]
+    (run / "pgd4" / "seed-0" / "result.json").unlink()
+    with pytest.raises(UserError, match="nothing to report: not finished: seed-0"):
+        report(ReportConfig(run_dir=Path(".")))
 
 
 def test_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from soatfast.losses import CrossEntropy
 from soatfast.train import RunFolderError, TrainConfig, checkpoint, load_data
 from soatfast.train.compare import CompareConfig, compare
 from soatfast.train.errors import UserError
-from soatfast.train.methods import ATTACKS, DEMO, METHODS, QUICK, Method, Task, suited
+from soatfast.train.methods import ATTACKS, DEMO, METHODS, QUICK, Method, Task, suited, with_engine
 from soatfast.train.models import build_model
 from soatfast.train.progress import Progress
 
@@ -286,6 +286,22 @@ def test_describe_is_json():
         {name: checkpoint.describe(method.loss(TASK)) for name, method in METHODS.items()}, allow_nan=False
     )
     assert "SCORPIO" in text
+
+
+def test_an_engine_reaches_the_attacks_of_the_methods_that_have_one():
+    for name in ("pgd10", "replay", "atta"):
+        assert with_engine(METHODS[name].loss(TASK), "bf16").attack.engine == "bf16"
+    for name in ("scorpio", "scorpio-cd", "trades", "mart"):
+        assert with_engine(METHODS[name].loss(TASK), "bf16+channels_last").engine == "bf16+channels_last"
+    for name in ("standard", "cure", "soar", "stn", "sora", "llr", "gradient-penalty"):
+        loss = METHODS[name].loss(TASK)
+        assert with_engine(loss, "eager") is loss
+        with pytest.raises(ValueError, match="no attack whose passes could be run by engine 'bf16'"):
+            CompareConfig(methods=(name,), engine="bf16")
+    with pytest.raises(ValueError, match="differences over a tiny step need full precision"):
+        CompareConfig(methods=("haat",), engine="bf16")
+    with pytest.raises(ValueError, match="engine must be"):
+        CompareConfig(methods=("pgd10",), engine="fast")
 
 
 def test_attacks_run_in_eval_mode_where_train_mode_changes_the_model():

@@ -96,6 +96,11 @@ def test_it_goes_on_behind_the_models_that_are_done(run_dir, tmp_path, monkeypat
     assert len(asked) == 3, "other options are made anew"
 
 
+def test_a_method_named_twice_is_shown_once(run_dir):
+    table = explain(ExplainConfig(run_dir, methods=("pgd4", "pgd4"), samples=2, wrong=0, steps=2))
+    assert [row["method"] for row in table.rows] == ["PGD-4 training"]
+
+
 def test_samples_are_of_one_class_after_the_other_and_then_wrong_ones(run_dir):
     found = open_comparison(run_dir)
     models = [found.model(name, 0) for name in ("standard", "pgd4")]
@@ -132,6 +137,10 @@ def test_an_unfinished_or_damaged_run(run_dir, tmp_path, capsys, command):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
 
+    results = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(results.replace('"pgd4"', '"older"'))
+    fails("this version of soatfast has no method older")
+    (folder / "results.json").write_text(results)
     weights = folder / "pgd4" / "seed-0" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     fails("model.safetensors cannot be loaded into SmallCNN")

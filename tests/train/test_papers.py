@@ -228,6 +228,17 @@ def test_passes_are_those_of_the_steps_and_of_the_attacks_alone(run):
     assert found.setting == "small-cnn on digits8, Linf 0.2, 1 epochs"
 
 
+def test_a_batch_is_no_larger_than_the_training_set(run):
+    results = checkpoint.read_json(run / "results.json")
+    expected = measured(results).training
+    assert results["config"]["train_samples"] == 60
+    results["config"]["train"]["batch_size"] = 100
+    for method in results["methods"].values():  # of a step on all 60 samples, not on 30
+        passes = method["runs"][0]["training"]["passes"]
+        passes.update({key: 2 * value for key, value in passes.items() if key.endswith("samples")})
+    assert measured(results).training == expected
+
+
 def test_compare_writes_them_beside_its_results(run):
     assert (run / "papers.md").is_file()
     tables = {t["title"]: t for t in json.loads((run / "papers.json").read_text())["tables"]}

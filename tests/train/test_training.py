@@ -90,6 +90,8 @@ def test_again_other_options_and_fresh(tmp_path, data, capsys):
         (["--p", "1", "pgd", "--steps", "3"], (4, 3, 1)),
         (["frank-wolfe", "--steps", "2", "--scheme", "cd"], (4, 3, 1)),
         (["--method", "replay"], (2, 1, 1)),
+        (["--method", "pgd4", "--engine", "bf16"], (5, 4, 1)),
+        (["scorpio", "--engine", "bf16+channels_last"], (6, 4, 1)),
     ],
 )
 def test_methods_losses_and_attacks_with_their_own_options(tmp_path, data, more, passes):
@@ -143,6 +145,9 @@ def test_own_model_weights_and_imagefolder(tmp_path, data, capsys, monkeypatch):
         (["--p", "1"], "p must be 2 or inf, got 1"),
         (["--eps", "2"], "at most 1, got 2"),
         (["--train-samples", "0"], "train_samples must be at least 1"),
+        (["--engine", "fast"], "engine must be"),
+        (["--method", "cure", "--engine", "bf16"], "CURE has no attack whose passes"),
+        (["--engine", "bf16", "haat"], "need full precision"),
         (["--width", "0"], "width must be at least 1"),
         (["pgd", "--steps", "0"], "steps must be at least 1"),
         (["--steps", "3"], "Unrecognized"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ... import attacks
 from ...attacks import targets
-from ...gradients import check
+from ...gradients import check, check_labels
 from ...passes import unwrap
 from .files import Files
 
@@ -219,16 +219,22 @@ class Attack(Files):
         return self._target_map_function(inputs, labels)
 
     def get_least_likely_label(self, inputs: Tensor, labels: Labels = None) -> Tensor:
-        logits = self.get_output_with_eval_nograd(inputs)
-        labels = logits.argmax(1) if labels is None else labels.to(logits.device)
+        logits, labels = self._logits_and_labels(inputs, labels)
         return targets.from_logits(logits, labels, "least-likely", k=self._kth_min)
 
     def get_random_target_label(self, inputs: Tensor, labels: Labels = None) -> Tensor:
         """As torchattacks draws them, one number of the CPU's generator each, but without a loop."""
-        logits = self.get_output_with_eval_nograd(inputs)
-        labels = logits.argmax(1) if labels is None else labels.to(logits.device)
+        logits, labels = self._logits_and_labels(inputs, labels)
         chosen = ((logits.shape[1] - 1) * torch.rand(len(labels))).long().to(logits.device)
         return chosen + (chosen >= labels)
+
+    def _logits_and_labels(self, inputs: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
+        """Of one forward; without labels the predictions stand for them."""
+        logits = self.get_output_with_eval_nograd(inputs)
+        labels = logits.argmax(1) if labels is None else labels.to(logits.device)
+        if len(labels):
+            check_labels(labels, logits.shape[1])
+        return logits, labels
 
     # ------------------------------------------------------------------------------------------ towards soatfast
 

@@ -39,7 +39,7 @@ class _PGD(attacks.PGD):
         return x if self.start is None else self.start.to(x.dtype)
 
     def _oracle(self, model: Model) -> InputGradient:
-        oracle = _Summed(model, self.objective, self.mode, self.precision, self.targeted)
+        oracle = _Summed(model, self.objective, self.mode, self.engine, self.targeted)
         oracle.times = self.times
         return oracle
 

@@ -50,23 +50,26 @@ class Files:
                 batch).
             save_predictions, save_clean_inputs: write them too.
             save_type: "float", or "int" for uint8, rounded down.
+
+        Raises:
+            ValueError: another save_type, a loader without batches, or no folder for save_path: before any attack.
         """
         if save_type not in ("float", "int"):
             raise ValueError(f"{save_type} is not a valid type. [Options: float, int]")
-        kept: dict[str, list[Tensor]] = {"adv_inputs": [], "labels": [], "preds": [], "clean_inputs": []}
+        if save_path is not None and not Path(save_path).parent.is_dir():
+            raise ValueError(f"save_path must be in a folder that is there, got {save_path}")
+        kept: dict[str, list[Tensor]] = {}
         distances: list[Tensor] = []
-        right = total = 0
+        step, right, total = -1, 0, 0
         figures = (float("nan"), float("nan"), 0.0)
         for step, (inputs, labels) in enumerate(data_loader):
             start = time.time()
             adv_inputs = self(inputs, labels)
-            kept["adv_inputs"].append(adv_inputs.cpu())
-            kept["labels"].append(labels.cpu())
-            if save_clean_inputs:
-                kept["clean_inputs"].append(inputs.cpu())
+            made = {"adv_inputs": adv_inputs, "labels": labels}
             if verbose or return_verbose or save_predictions:
                 predicted = self.get_output_with_eval_nograd(adv_inputs).argmax(1)
-                kept["preds"].append(predicted.cpu())
+                if save_predictions:
+                    made["preds"] = predicted
                 correct = predicted == labels.to(self.device)
                 right, total = right + int(correct.sum()), total + len(labels)
                 moved = (adv_inputs - inputs.to(self.device)).flatten(1)
@@ -74,19 +77,22 @@ class Files:
                 figures = (100 * right / total, torch.cat(distances).mean().item(), time.time() - start)
                 if verbose:
                     self._save_print((step + 1) / len(data_loader) * 100, *figures, end="\r")
-        if not kept["adv_inputs"]:
+            if save_clean_inputs:
+                made["clean_inputs"] = inputs
+            if save_path is not None:
+                for name, values in made.items():
+                    kept.setdefault(name, []).append(values.cpu())
+        if step < 0:
             raise ValueError("data_loader has no batches")
         if verbose:
             self._save_print(100.0, *figures, end="\n")  # so that what was printed last stays
         if save_path is not None:
-            torch.save(self._file(kept, save_predictions, save_type), save_path)
+            torch.save(self._file(kept, save_type), save_path)
         return figures if return_verbose else None
 
-    def _file(self, kept: dict[str, list[Tensor]], predictions: bool, save_type: str) -> dict[str, Any]:
+    def _file(self, kept: dict[str, list[Tensor]], save_type: str) -> dict[str, Any]:
         content: dict[str, Any] = {}
         for name, parts in kept.items():
-            if not parts or (name == "preds" and not predictions):
-                continue
             values = torch.cat(parts)
             if name in ("adv_inputs", "clean_inputs"):
                 if self.normalization_used is not None:
@@ -97,11 +103,12 @@ class Files:
 
     @staticmethod
     def to_type(inputs: Tensor, type: str) -> Tensor:
-        """Images as uint8 ("int"; rounded down, as torchattacks does) or as float32 ("float")."""
+        """Images as uint8 ("int"; rounded down, as torchattacks does) or as floats ("float")."""
         if type not in ("float", "int"):
             raise ValueError(f"{type} is not a valid type. [Options: float, int]")
-        if type == "int" and inputs.dtype == torch.float32:
-            return (inputs * 255).to(torch.uint8)
+        if type == "int" and inputs.is_floating_point():
+            wide = inputs if inputs.dtype.itemsize > 2 else inputs.float()
+            return (wide * 255).to(torch.uint8)
         if type == "float" and inputs.dtype == torch.uint8:
             return inputs.float() / 255
         return inputs
@@ -125,13 +132,25 @@ class Files:
         Tensors only are read, so that a file cannot run code. normalize: {"mean", "std"} to normalise images with.
 
         Raises:
-            ValueError: the file is no such dict, or lacks what is asked for.
+            OSError: the file is not there, or cannot be read.
+            ValueError: the file is damaged, holds more than tensors, is no such dict, or lacks what is asked for.
         """
-        content = torch.load(load_path, map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(load_path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{load_path} is not read: it is damaged, or holds more than tensors, and unpickling that could run "
+                "its code; expected a file of attack.save(...)"
+            ) from error
         names = ["adv_inputs", "labels"] + ["preds"] * load_predictions + ["clean_inputs"] * load_clean_inputs
         missing = [name for name in (*names, "save_type") if not isinstance(content, dict) or name not in content]
         if missing:
             raise ValueError(f"{load_path} has no {', '.join(missing)}: expected a file of attack.save(...)")
+        strange = [name for name in names if not isinstance(content[name], Tensor)]
+        if strange:
+            raise ValueError(f"{load_path}: {', '.join(strange)} must be tensors: expected a file of attack.save(...)")
         for name in {"adv_inputs", "clean_inputs"}.intersection(names):
             if content["save_type"] == "int":
                 content[name] = content[name].float() / 255

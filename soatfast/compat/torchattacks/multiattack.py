@@ -31,7 +31,8 @@ class MultiAttack(Attack):
         self._records = [0.0]
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
-        images, labels = images.detach().clone().to(self.device), labels.detach().to(self.device)
+        images, labels = self._inputs(images, labels)
+        images = images.clone()
         standing = torch.arange(len(images), device=images.device)
         records = [len(images)]
         for attack in self.attacks:
@@ -52,7 +53,7 @@ class MultiAttack(Attack):
 
     @staticmethod
     def _rates(records: Sequence[float]) -> list[float]:
-        return [(1 - count / records[0]) * 100 for count in records[1:]]
+        return [(1 - count / records[0]) * 100 if records[0] else 0.0 for count in records[1:]]
 
     def _successes(self, records: Sequence[float]) -> str:
         return "Attack success rate: " + " | ".join(f"{rate:2.2f} %" for rate in self._rates(records))

@@ -22,6 +22,7 @@ OPS = (
     "replay_start",
     "replay_step",
     "power_step",
+    "cross_entropy_derivative",
 )
 _registered: set[str] = set()
 

@@ -2,8 +2,8 @@
 
 Parameter names carry the types, so that a kernel's own signature is enough to compile it ahead of time:
 ``*_ptr`` is a pointer to the storage dtype (to the accumulation dtype for the per-sample ones; ``index_ptr``,
-``scale_ptr`` and those that the caller names have a dtype of their own), ``*_bits`` a number as in :mod:`._math`,
-upper case a constexpr, anything else an integer.
+``label_ptr``, ``scale_ptr`` and those that the caller names have a dtype of their own), ``*_bits`` a number as in
+:mod:`._math`, upper case a constexpr, anything else an integer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TRITON_NAME = {
     torch.int64: "i64",
 }
 _PER_SAMPLE = ("eps_ptr", "alpha_ptr", "gap_ptr", "rayleigh_ptr", "norm_ptr")
-_FIXED = {"index_ptr": torch.int64, "scale_ptr": torch.float32}
+_FIXED = {"index_ptr": torch.int64, "label_ptr": torch.int64, "scale_ptr": torch.float32}
 
 
 def norm_kind(p: float) -> int:

@@ -5,7 +5,8 @@ Scalars. Triton hands a Python float to a kernel as float32, which would spoil f
 :func:`scalar` in the kernel. The parameter is annotated ``tl.int64``: one compiled variant for all values.
 
 Division and root are the correctly rounded ones. The power has its own logarithm and exponential for float32:
-the hardware's lg2.approx loses the relative accuracy near 1 that |g|^(q-1) needs.
+the hardware's lg2.approx loses the relative accuracy near 1 that |g|^(q-1) needs. So has e^a, as ex2.approx(a log2 e)
+loses |a| / 2 units in the last place.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ _EXP4 = tl.constexpr(0.009618129107628477)
 _EXP5 = tl.constexpr(0.0013333558146428443)
 _EXP6 = tl.constexpr(0.00015403530393381609)
 _EXP7 = tl.constexpr(1.525273380405984e-05)
+
+# ln 2 in two parts, of which the first has few bits: its product with a small integer is exact
+_LN2_HIGH = tl.constexpr(0.693359375)
+_LN2_LOW = tl.constexpr(-2.12194440e-4)
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 _SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 
@@ -134,7 +140,24 @@ def _exp2(a):
     """2^a for a <= 127, to a few units in the last place; denormal and zero results included."""
     a = tl.where(a < -250.0, -250.0, a)
     whole = tl.floor(a + 0.5)
-    f = a - whole  # in [-1/2, 1/2]
+    return _scaled_exp2(a - whole, whole)
+
+
+@triton.jit
+def exponential(a):
+    """e^a for a <= 0; denormal and zero results included, NaN stays NaN."""
+    if a.dtype == tl.float64:
+        value = tl.exp(a)
+    else:
+        a = tl.where(a < -110.0, -110.0, a)
+        whole = tl.floor(a * _LOG2_E + 0.5)
+        value = _scaled_exp2((a - whole * _LN2_HIGH - whole * _LN2_LOW) * _LOG2_E, whole)
+    return value
+
+
+@triton.jit
+def _scaled_exp2(f, whole):
+    """2^(whole + f) for f in [-1/2, 1/2] and an integer whole in [-252, 127]."""
     series = _EXP3 + f * (_EXP4 + f * (_EXP5 + f * (_EXP6 + f * _EXP7)))
     series = 1.0 + f * (_EXP1 + f * (_EXP2 + f * series))
     exponent = whole.to(tl.int32)

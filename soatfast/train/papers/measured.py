@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ def measured(results: dict[str, Any]) -> Measured:
         name: {key: [100 * run["evaluation"][key]["accuracy"] for run in method["runs"]] for key in results["attacks"]}
         for name, method in methods.items()
     }
-    batch = config["train"]["batch_size"]
+    batch = min(config["train"]["batch_size"], config["train_samples"] or math.inf)
     training = {name: _training(method["runs"][0]["training"]["passes"], batch) for name, method in methods.items()}
     every = [run["evaluation"] for method in methods.values() for run in method["runs"]]
     attacks = {key: cost for key in results["attacks"] if (cost := _attack(every, key)) is not None}
@@ -66,7 +67,7 @@ def measured(results: dict[str, Any]) -> Measured:
     )
 
 
-def _training(passes: dict[str, int], batch: int) -> Cost:
+def _training(passes: dict[str, int], batch: float) -> Cost:
     backward = passes["backward_input_samples"] + passes["backward_parameters_samples"]
     return Cost(passes["forward_samples"] / batch, backward / batch)
 

@@ -74,7 +74,8 @@ def _attack_step(g: Tensor, x: Tensor, eps: Tensor, alpha: Tensor) -> tuple[Tens
     v, probe, gap = ops.frank_wolfe_step(g, probe - s, v, x, 3, eps, gamma=0.5, h=1.05, central=False)
     moved = ops.pgd_step(probe, g, x, 1, eps, alpha, exact=True)
     power = ops.power_step(g, probe, s, x, 0.5)
-    return ops.project(moved + v, x, 2, eps, exact=True), gap, ops.lp_norm(g, 2), *power
+    slope = ops.cross_entropy_derivative(g.flatten(1), torch.arange(len(g), device=g.device), -1.0)
+    return ops.project(moved + v, x, 2, eps, exact=True), gap, ops.lp_norm(g, 2), slope, *power
 
 
 def _attack_inputs(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,6 +150,15 @@ def test_no_op_synchronises_with_the_host() -> None:
         _attack_step(*inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("classes", [10, 20000])
+def test_a_label_outside_the_row_makes_it_nan_and_no_other(classes: int) -> None:
+    logits = torch.randn(4, classes, device="cuda")
+    y = torch.tensor([1, -1, classes, 2**40], device="cuda")
+    got = ops.cross_entropy_derivative(logits, y)
+    assert got[1:].isnan().all()
+    assert torch.equal(got[:1], ops.cross_entropy_derivative(logits[:1], y[:1])) and got[0].isfinite().all()
 
 
 def test_channels_last_is_viewed_and_kept() -> None:

@@ -14,9 +14,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 only_interpreted = pytest.mark.skipif(
     not INTERPRETED, reason="run in a process of its own: TRITON_INTERPRET=1 pytest tests/ops/triton"
 )
-quiet = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
+quiet = pytest.mark.filterwarnings(
+    "ignore:((overflow|invalid value|divide by zero) encountered|All-NaN slice):RuntimeWarning"
+)
 
-OPS = ("lmo", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step", "power_step")
+OPS = ("lmo", "frank_wolfe_init", "frank_wolfe_step", "project", "pgd_step", "power_step", "cross_entropy_derivative")
 
 
 def launcher(op: str) -> Callable:

@@ -47,6 +47,7 @@ REGISTERS: dict[str, dict[float, tuple[int, int]]] = {
     "replay_start": {math.inf: (48, 32)},
     "replay_step": {1: (80, 48), 2: (120, 48), 3: (104, 72), math.inf: (80, 40)},
     "power_step": {2: (88, 64)},
+    "cross_entropy_derivative": {math.inf: (72, 40)},
 }
 
 
@@ -55,8 +56,8 @@ class Variant:
     """One set of constexprs of an op, with the loads and stores of an entry that the kernel budget allows.
 
     Of the replay ops' memory, whose dtype is not the batch's, ``test_replay_budget`` counts the accesses: they are not
-    in ``loads`` and ``stores``. ``replay_start`` and ``power_step`` have no p: they are written as inf, as it reads
-    once, and 2, as it takes that norm.
+    in ``loads`` and ``stores``. ``replay_start``, ``cross_entropy_derivative`` and ``power_step`` have no p: they are
+    written as inf, as the first reads once, and 2, as the last takes that norm.
     """
 
     op: str
@@ -72,7 +73,7 @@ class Variant:
         return "-".join([self.op, f"p{self.p:g}", *kind, *(f"{k}{int(v)}" for k, v in self.options.items())])
 
     def made(self, module: ModuleType, entries: int, dtype: torch.dtype) -> dict[str, Any]:
-        order = () if self.op in ("replay_start", "power_step") else (self.p,)
+        order = () if self.op in ("replay_start", "power_step", "cross_entropy_derivative") else (self.p,)
         return module.constexprs(entries, dtype, *order, **self.options)
 
 
@@ -103,6 +104,7 @@ def _replay_variants() -> Iterator[Variant]:
         yield Variant("replay_step", math.inf, {"in_box": True}, 2, 1, memory)
 
 
+CROSS_ENTROPY = Variant("cross_entropy_derivative", math.inf)
 VARIANTS = tuple(_variants())
 REPLAY = tuple(_replay_variants())
 
@@ -242,6 +244,30 @@ def test_the_index_is_asserted_in_debug_builds_only(op: str, tmp_path: Path) -> 
     variant = Variant(op, math.inf, memory=torch.float32)
     release, debug = (_compiled(variant, 784, torch.float32, 90, tmp_path, debug=flag) for flag in (False, True))
     assert "__assertfail" in debug.ptx and "__assertfail" not in release.ptx
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES, ids="sm_{}".format)
+def test_cross_entropy_budget(capability: int, tmp_path: Path) -> None:
+    """No spill, registers, the label once; the logits once, or for maximum, sum and result where they are streamed."""
+    on_chip, streaming = REGISTERS[CROSS_ENTROPY.op][CROSS_ENTROPY.p]
+    for entries in (*ON_CHIP, STREAMING):
+        made = _compiled(CROSS_ENTROPY, entries, torch.float32, capability, tmp_path)
+        label = f"K={entries} sm_{capability}"
+        assert made.stack == 0, f"{label} spills {made.stack} bytes a thread"
+        budget = streaming if entries == STREAMING else on_chip
+        assert made.registers <= budget, f"{label}: {made.registers} registers, budget {budget}"
+        once = made.constexprs["BLOCK"] // (made.warps * 32 * 4)  # 16-byte accesses of a thread
+        passes = 3 if entries == STREAMING else 1
+        loads = Counter(access.removeprefix("ld.global") for access in made.accesses("ld"))
+        assert loads == {".b64": 1, ".v4.b32": passes * once}, label
+        assert [access for access in made.accesses("st") if ".v4" in access] == made.accesses("st"), label
+        assert len(made.accesses("st")) == once, label
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_cross_entropy_of_short_and_long_rows_does_not_spill(dtype: torch.dtype, tmp_path: Path) -> None:
+    for entries in (2, 10, 1000, _longest_on_chip(CROSS_ENTROPY), STREAMING):
+        assert _compiled(CROSS_ENTROPY, entries, dtype, 90, tmp_path).stack == 0, entries
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -49,6 +49,19 @@ def test_a_bad_sample_leaves_the_others_alone(
             assert all(t.isfinite().all() for t in spoiled if t.dim() == 2), case.id
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["onchip", "streaming"])
+def test_a_label_outside_the_row_makes_it_nan_and_no_other(streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if streaming:
+        force_streaming(monkeypatch)
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3))
+    logits[:, ::7] = -math.inf
+    y = torch.tensor([39, -1, 40, 2**40, 1])
+    derivative = launcher("cross_entropy_derivative")
+    got, others = derivative(logits, y, 1.0), [0, 4]
+    assert got[1:4].isnan().all()
+    assert torch.equal(got[others], derivative(logits[others], y[others], 1.0)) and got[others].isfinite().all()
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "offset", "expanded"])
 def test_any_layout_of_the_rows(layout: str) -> None:
     g = LAYOUTS[layout](torch.randn(3, 33, generator=torch.Generator().manual_seed(1)))
@@ -81,6 +94,7 @@ def test_channels_last_through_the_public_functions(op: str, monkeypatch: pytest
         "project": lambda: ops.project(v, x, 2, 0.5, exact=True),
         "pgd_step": lambda: ops.pgd_step(v, g, x, 1, 0.5, 0.1, k=4),
         "power_step": lambda: ops.power_step(g, v, v, x, 0.5),
+        "cross_entropy_derivative": lambda: ops.cross_entropy_derivative(g.flatten(1), torch.tensor([3, 59])),
     }
     with ops.backend("reference"):
         expected = _outputs(calls[op]())
