@@ -28,6 +28,7 @@ from soatfast.train import checkpoint
 from soatfast.train.errors import RunFolderError, UserError
 from soatfast.train.models import SmallCNN
 from soatfast.train.progress import Progress
+from soatfast.train.start import Start
 
 RESULTS, SHOWN = "bench.json", "bench.md"
 _PARTS = "parts"
@@ -36,7 +37,7 @@ _ROUNDS = 21
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(Start):
     """Time the ops, attacks and training steps against their baselines on this machine.
 
     In a checkout its benchmarks run through pytest, file by file; the same command goes on after an interruption. It
@@ -49,8 +50,6 @@ class BenchConfig:
     """Which of the checkout's benchmarks: lmo, attack, training_step, ... None: all."""
     quick: bool = False
     """The short timing, also in a checkout."""
-    fresh: bool = False
-    """Delete the figures in run_dir and begin anew."""
 
     def __post_init__(self) -> None:
         if self.quick and self.only:
@@ -63,6 +62,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, checkout: Path 
     Raises UserError: `only` names no benchmark, pytest-benchmark is not installed, or a benchmark failed.
     """
     progress = progress or Progress()
+    config.check_start(config.run_dir, checkpoint.OPTIONS)
     files = sorted((checkout / "benchmarks").glob("bench_*.py"))
     quick = config.quick or not files
     if quick and config.only:

@@ -5,9 +5,11 @@ Options are the fields of the configuration dataclasses. What a user can mend en
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -183,12 +185,30 @@ def _evaluate(config: EvaluateConfig) -> None:
     from soatfast.train.evaluate import evaluate
 
     console = Console()
-    with progress_bar(console) as report:
+    with progress_bar(console) as report, _one_line_warnings():
         tables = evaluate(config, report)
     for table in tables:
         _show(table, console)
     pictures = ", curves.png, plateau.png, masking.png" if config.analysis else ""
     print(f"written to {config.run_dir}: evaluation.npz, evaluation.md, evaluation.json{pictures}")
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Warnings about the model, without the place in the code that they come from."""
+    from soatfast.evaluate import EvaluationWarning
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, EvaluationWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]  # the places are passed on as they come
+        yield
 
 
 def _report(config: ReportConfig) -> None:

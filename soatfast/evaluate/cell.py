@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from soatfast.attacks import Attack
+from soatfast.evaluate.quality import Quality, quality_of_changed
 from soatfast.evaluate.watch import Standing, Watch, can_watch, norm_order
 from soatfast.files import generators
 from soatfast.gradients import check_logits, count_passes
@@ -30,6 +32,8 @@ FIELDS: dict[str, type] = {
     "forward": np.float32,
     "backward": np.float32,
     "first": np.int32,
+    "psnr": np.float32,
+    "ssim": np.float32,
 }
 """The arrays of a cell, one entry a sample; see :class:`~soatfast.evaluate.suite.AttackResult`."""
 
@@ -52,18 +56,27 @@ def clean_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Standing, Cell]
     with count_passes(model) as counted, torch.no_grad():
         logits = model(x)
     check_logits(logits, len(x))
-    standing = Standing(logits.detach().clone(), y, x.new_zeros(len(x)), logits.argmax(1) == y)
+    standing = Standing(logits.detach().clone(), y, x.new_zeros(len(x)), logits.argmax(1) == y, x.detach().clone())
     ones, none = torch.ones_like(y), torch.zeros_like(y)
-    records = _records(standing, none.bool(), ones, none, none)
-    return standing, Cell(records, counted.total(), (len(x), 0), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    records = _records(standing, none.bool(), Quality.not_measured(len(x)), ones, none, none)
+    return standing, Cell(records, counted.total(), (len(x), 0), seconds)
 
 
 def attack_batch(
-    model: nn.Module, attack: Runnable, x: Tensor, y: Tensor, before: Standing, seed: int, compact: bool
+    model: nn.Module,
+    attack: Runnable,
+    x: Tensor,
+    y: Tensor,
+    before: Standing,
+    seed: int,
+    compact: bool,
+    quality: bool = False,
 ) -> tuple[Standing, Cell]:
     """Run the attack on the samples that are right in `before`; with compact=False on all of them, to its end.
 
     The random numbers come from `seed`, those of the attack's own generator too; the caller's are as they were.
+    quality: measure PSNR and SSIM of the examples as well, outside of the cell's seconds; else they are NaN.
     """
     start = time.perf_counter()
     after = before.copy()
@@ -86,9 +99,12 @@ def attack_batch(
             first = rows.new_zeros(len(x))
             scale = len(x) / max(len(rows), 1)
             asked = (round(total.forward_samples * scale), round(total.backward_input_samples * scale))
+    seconds = time.perf_counter() - start
     attacked = before.correct if compact else torch.ones_like(before.correct)
-    records = _records(after, attacked, forwards, backwards, first)
-    return after, Cell(records, counted.total(), asked, time.perf_counter() - start)
+    low, high = attack.bounds if isinstance(attack, Attack) else (0.0, 1.0)
+    seen = quality_of_changed(x, after.example, high - low) if quality else Quality.not_measured(len(x))
+    records = _records(after, attacked, seen, forwards, backwards, first)
+    return after, Cell(records, counted.total(), asked, seconds)
 
 
 @torch.no_grad()
@@ -103,6 +119,7 @@ def _final(model: nn.Module, attack: Runnable, x: Tensor, y: Tensor, now: Standi
     now.logits[chosen] = logits[kept].to(now.logits.dtype)
     delta = (x_adv - x[rows])[kept]
     now.norm[chosen] = lp_norm(delta, norm_order(attack)).to(now.norm.dtype)
+    now.example[chosen] = x_adv[kept].to(x.dtype)
     now.correct[chosen] = logits[kept].argmax(1) == y[chosen]
 
 
@@ -120,7 +137,7 @@ def seeded(attack: Any, seed: int) -> Iterator[None]:
                 generator.set_state(state)
 
 
-def _records(now: Standing, attacked: Tensor, *costs: Tensor) -> dict[str, np.ndarray]:
-    values = (now.prediction, now.margin, now.norm, now.correct, attacked, *costs)
+def _records(now: Standing, attacked: Tensor, seen: Quality, *costs: Tensor) -> dict[str, np.ndarray]:
+    values = (now.prediction, now.margin, now.norm, now.correct, attacked, *costs, seen.psnr, seen.ssim)
     pairs = zip(FIELDS.items(), values, strict=True)
     return {name: value.detach().cpu().numpy().astype(kind) for (name, kind), value in pairs}

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -93,6 +94,7 @@ def accuracy_against_eps(
         progress=progress,
         compact=compact,
         worst_case=carry,  # sorted by passes, which are equal: the order stays
+        quality=False,
     )
     return _curve(label or type(attack).__name__, tuple(radii), result, [result[name].accuracy for name in attacks])
 
@@ -121,19 +123,26 @@ def steps_plateau(
     for count in counts:
         check_steps(count)
     base = PGD(eps=eps) if attack is None else attack
+    options: dict[str, Any] = {
+        "folder": folder,
+        "seed": seed,
+        "progress": progress,
+        "compact": compact,
+        "quality": False,
+    }
     x, y = gather(data)
     loader = list(batches(x, y, batch_size))
     plain = type(base) is PGD and base.restarts == 1 and not base.best  # a subclass may make other passes as well
     if base.step_size is not None and plain and can_watch(base, x):
         longest = dataclasses.replace(base, steps=int(counts[-1]))
-        result = suite(model, loader, {"pgd": longest}, folder=folder, seed=seed, progress=progress, compact=compact)
+        result = suite(model, loader, {"pgd": longest}, **options)
         first = np.where(result["pgd"].first > 0, result["pgd"].first, np.iinfo(np.int32).max)
         right = result[CLEAN].correct
         accuracy = [float((right & (first > count + 1)).mean()) for count in counts]
         result = _with_plain_runs(result, counts, len(y))
     else:
         attacks = {f"pgd{count}": dataclasses.replace(base, steps=int(count)) for count in counts}
-        result = suite(model, loader, attacks, folder=folder, seed=seed, progress=progress, compact=compact)
+        result = suite(model, loader, attacks, **options)
         accuracy = [result[name].accuracy for name in attacks]
     return _curve(label or "PGD", tuple(counts), result, accuracy)
 

@@ -195,7 +195,7 @@ def masking_signs(
     }
     if black_box is not None:
         attacks["black box"] = black_box
-    result = suite(model, list(batches(x, y, batch_size)), attacks, seed=seed)
+    result = suite(model, list(batches(x, y, batch_size)), attacks, seed=seed, quality=False)
     share = {name: result[name].accuracy for name in attacks}
     alone = {name: _beyond(result[name].correct, result["pgd"].correct) for name in attacks}
     still = _still(model, x, y, attack, batch_size)

@@ -21,7 +21,8 @@ from soatfast.files import PARTIAL, make_writable
 from soatfast.passes import Passes
 
 FILE = "evaluation.npz"
-_VERSION = 1
+_VERSION = 2  # 1 had no PSNR and SSIM
+_ANEW = "another folder or resume=False (on the command line --fresh)"
 _COSTS = 8  # the six numbers of Passes, and the asked forward and backward sample passes
 _PAUSE = 1.0  # seconds between two writes, at least
 
@@ -112,8 +113,7 @@ class Store:
         changes = _changes(meta["options"], self.options)
         if changes:
             raise RunFolderError(
-                f"{path} holds an evaluation with other options ({'; '.join(changes[:4])}); "
-                "use another folder or resume=False"
+                f"{path} holds an evaluation with other options ({'; '.join(changes[:4])}); {_ANEW} evaluates anew"
             )
         self.finished, self.digests = meta["finished"], meta["digests"]
         self.sizes = arrays["sizes"].tolist()
@@ -140,9 +140,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     except FileNotFoundError as error:
         raise RunFolderError(f"there is no evaluation: expected the file {path}") from error
     except Exception as error:  # zipfile, zlib, numpy and json each have their own
-        raise RunFolderError(f"{path} is damaged, truncated or no file of an evaluation: {error}") from error
+        raise RunFolderError(
+            f"{path} is damaged, truncated or no file of an evaluation: {error}; {_ANEW} evaluates anew"
+        ) from error
     if version != _VERSION:
-        raise RunFolderError(f"{path} is of version {version}; this soatfast reads version {_VERSION}")
+        raise RunFolderError(
+            f"{path} is of version {version}; this soatfast reads version {_VERSION}; {_ANEW} evaluates anew"
+        )
     _check_shapes(path, meta, arrays)
     return meta, arrays
 
@@ -159,7 +163,7 @@ def _check_shapes(path: Path, meta: dict[str, Any], arrays: dict[str, np.ndarray
         if wrong or len(meta["digests"]) != batches or not isinstance(meta["finished"], bool):
             raise ValueError(f"the arrays {', '.join(wrong) or 'digests'} do not have the expected shape")
     except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged: {error}") from error
+        raise RunFolderError(f"{path} is damaged: {error}; {_ANEW} evaluates anew") from error
 
 
 def joined(parts: Sequence[np.ndarray], kind: type) -> np.ndarray:

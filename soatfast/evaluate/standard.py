@@ -17,11 +17,12 @@ def standard_attacks(
     classes: int | None = None,
     autoattack: bool = False,
     simba_steps: int = 200,
+    seed: int = 0,
 ) -> dict[str, Runnable]:
     """Name -> attack, for the ball of radius eps in the p-norm (1, 2 or math.inf); `steps` are those of PGD.
 
     classes: what the model tells apart; None: TL and TM ask it, one forward each, and AutoAttack takes 10.
-    simba_steps: at most the entries of a sample.
+    simba_steps: at most the entries of a sample. seed: of AutoAttack, whose random numbers are its own.
 
     SOAE makes at most as many passes as PGD-40, HAAT 42, SimBA at most 2 simba_steps + 1 forwards. HAAT is for
     p = inf, the SCORPIO paper's UL, TL, UM, TM and MI-FGSM for p = 2 or inf; so is AutoAttack, which needs torchattacks
@@ -49,7 +50,7 @@ def standard_attacks(
         }
     attacks |= {"asod": ASOD(eps=eps, p=p), "simba": SimBA(eps=eps, p=p, step_size=eps, steps=simba_steps)}
     if autoattack:
-        attacks["autoattack"] = AutoAttack(eps=eps, p=p, classes=10 if classes is None else classes)
+        attacks["autoattack"] = AutoAttack(eps=eps, p=p, classes=10 if classes is None else classes, seed=seed)
     return attacks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from soatfast.attacks import Attack
 from soatfast.errors import RunFolderError
 from soatfast.evaluate import checks, records
 from soatfast.evaluate.cell import Runnable, attack_batch, clean_batch
+from soatfast.evaluate.quality import require_torchmetrics
 from soatfast.evaluate.standard import cheapest_first, standard_attacks
 from soatfast.evaluate.table import Column, Table
 from soatfast.files import describe, write_text
@@ -43,7 +45,8 @@ class AttackResult:
     x_adv - x, in the attack's p): of the first example that fools the sample, else of the final one; where the sample
     was not attacked, of the example known before. forward, backward: its passes (in equal shares, where an attack asks
     about parts of a batch). first: the number of the attack's forward that fooled it, from 1; 0 where none did, or
-    where the attack is not watched.
+    where the attack is not watched. psnr, ssim: of the same example as norm, inf and 1 where it is the clean image
+    itself; NaN where they were not measured (torchmetrics is missing, no images, SSIM of images under 11 x 11 pixels).
     """
 
     name: str
@@ -59,6 +62,18 @@ class AttackResult:
     forward: np.ndarray = field(repr=False)
     backward: np.ndarray = field(repr=False)
     first: np.ndarray = field(repr=False)
+    psnr: np.ndarray = field(repr=False)
+    ssim: np.ndarray = field(repr=False)
+
+    @property
+    def quality(self) -> tuple[float | None, float | None]:
+        """(mean PSNR in dB, mean SSIM) over the perturbed images, those of a finite PSNR; None: of none measured."""
+        perturbed = np.isfinite(self.psnr)
+        psnr, ssim = (
+            float(np.mean(values[perturbed], dtype=np.float64)) if perturbed.any() else math.nan
+            for values in (self.psnr, self.ssim)
+        )
+        return (None if math.isnan(psnr) else psnr, None if math.isnan(ssim) else ssim)
 
     @property
     def share(self) -> float:
@@ -101,6 +116,8 @@ class SuiteResult:
             Column("attacked", "attacked", 0),
             Column("passes", "sample passes", 0),
             Column("share", "of plain", 1, " %"),
+            Column("psnr", "PSNR dB"),
+            Column("ssim", "SSIM", 3),
             Column("seconds", "s"),
         ]
         rows: list[dict[str, Any]] = [
@@ -110,6 +127,8 @@ class SuiteResult:
                 "attacked": int(result.attacked.sum()),
                 "passes": _total(result.passes),
                 "share": 100 * result.share,
+                "psnr": result.quality[0],
+                "ssim": result.quality[1],
                 "seconds": result.seconds,
             }
             for result in self.results.values()
@@ -126,7 +145,12 @@ class SuiteResult:
         mode = "survivors of the attacks above it" if self.options["worst_case"] else "samples right on clean input"
         note = (
             f"{len(self.label)} samples; each attack was run on the {mode}. Sample passes: forwards and backwards to "
-            "the input, counted; of plain: of what every attack costs on every sample to its end."
+            "the input, counted; of plain: of what every attack costs on every sample to its end. "
+        )
+        note += (
+            "PSNR, SSIM: means over the perturbed images."
+            if self.options["quality"]
+            else "No PSNR and SSIM: they were not asked for, or torchmetrics is missing (pip install torchmetrics)."
         )
         return Table(title, columns, rows, note)
 
@@ -141,6 +165,7 @@ def suite(
     progress: Report | None = None,
     compact: bool = True,
     worst_case: bool = False,
+    quality: bool | None = None,
     resume: bool = True,
 ) -> SuiteResult:
     """Run every attack on every batch (x, y) of the loader, and record each sample.
@@ -164,6 +189,7 @@ def suite(
             are not watched are run on the samples that are still right, so their random numbers fall differently.
         worst_case: each attack is run on the survivors of those before it only, cheapest first; its accuracy is then
             that of all attacks so far. The figure ``worst_case`` is there either way.
+        quality: measure PSNR and SSIM of every example; None: where torchmetrics is installed.
         resume: False begins anew in a folder that holds records.
 
     The model predicts, and is attacked, in eval mode; its modes and the caller's random state are as before
@@ -172,6 +198,7 @@ def suite(
     Raises:
         TypeError: the model is no module; x or y are not what an attack takes.
         ValueError: an unknown kind of loader or attack, images out of bounds, logits that are not (B, K).
+        ImportError: quality=True without torchmetrics.
         RunFolderError: the folder cannot be written, its file is damaged, or is of another evaluation.
 
     >>> import torch
@@ -197,6 +224,7 @@ def suite(
         "seed": seed,
         "compact": compact,
         "worst_case": worst_case,
+        "quality": _measures(quality),
         "weights": records.weights_digest(model),
     }
     store = records.Store(options, None if folder is None else Path(folder), resume)
@@ -251,7 +279,7 @@ def _run(
     model: nn.Module, loader: Loader, attacks: dict[str, Runnable], store: records.Store, progress: Report | None
 ) -> None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    seed, compact, worst_case = (store.options[key] for key in ("seed", "compact", "worst_case"))
+    seed, compact, worst_case, quality = (store.options[key] for key in ("seed", "compact", "worst_case", "quality"))
     total = _samples(loader)
     boxes = {attack.bounds for attack in attacks.values() if isinstance(attack, Attack)} or {(0.0, 1.0)}
     stored, done, checked = len(store), 0, False
@@ -278,7 +306,8 @@ def _run(
             progress(CLEAN, done, total)
         for name, attack in attacks.items():
             before = standing if worst_case else clean
-            standing, cells[name] = attack_batch(model, attack, x, y, before, cell_seed(seed, name, index), compact)
+            mine = cell_seed(seed, name, index)
+            standing, cells[name] = attack_batch(model, attack, x, y, before, mine, compact, quality)
             if progress is not None:
                 progress(name, done, total)
         done += len(y)
@@ -301,6 +330,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+def _measures(quality: bool | None) -> bool:
+    if quality is False:
+        return False
+    try:
+        require_torchmetrics()
+    except ImportError:
+        if quality:
+            raise
+        return False
+    return True
 
 
 def _check_attacks(attacks: dict[str, Runnable]) -> None:

@@ -24,7 +24,7 @@ _SLACK = 1e-5  # rounding of a projection, relative to eps
 class Standing:
     """Where each sample of a batch stands: the example that is known of it, on the model's device.
 
-    logits (B, K) and norm (B,) are of that example: the first one that fooled the model, else the last one made.
+    example (B, ...), its logits (B, K) and norm (B,): the first one that fooled the model, else the last one made.
     correct: no example has fooled it so far.
     """
 
@@ -32,6 +32,7 @@ class Standing:
     y: Tensor
     norm: Tensor
     correct: Tensor
+    example: Tensor
 
     @property
     def prediction(self) -> Tensor:
@@ -43,7 +44,7 @@ class Standing:
         return -objectives.margin(self.logits, self.y)
 
     def copy(self) -> Standing:
-        return Standing(self.logits.clone(), self.y, self.norm.clone(), self.correct.clone())
+        return Standing(self.logits.clone(), self.y, self.norm.clone(), self.correct.clone(), self.example.clone())
 
 
 def can_watch(attack: Any, x: Tensor) -> bool:
@@ -94,6 +95,7 @@ class Watch(nn.Module):
         kept = self.standing.correct.clone()
         self.standing.logits[kept] = logits[kept].to(self.standing.logits.dtype)
         self.standing.norm[kept] = _norm(x_adv[kept] - self.x[kept], self.p).to(self.standing.norm.dtype)
+        self.standing.example[kept] = x_adv[kept].to(self.x.dtype)
         self._note(x_adv, logits, rows, inside=False)
 
     def _rows(self, copies: int) -> Tensor | None:
@@ -148,6 +150,7 @@ class Watch(nn.Module):
             sample = wrong[part] % size
             now.logits[sample] = logits[wrong[part]].to(now.logits.dtype)
             now.norm[sample] = norm[part].to(now.norm.dtype)
+            now.example[sample] = points[wrong[part]].to(now.example.dtype)
             now.correct[sample] = False
             self.first[sample] = self.calls
 

@@ -35,10 +35,10 @@ def report(config: ReportConfig) -> Path:
         raise UserError(f"there is no folder {folder}: soatfast compare --run-dir {folder} makes one")
     missing = unfinished(folder)
     if not (folder / RESULTS).is_file() and any(folder.glob("*/seed-*")):
-        missing.append("the comparison, whose table is not written yet")
+        missing.append("the comparison")
     parts = list(sections(folder))
     if not parts:
-        begun = f"{', '.join(missing)} is not finished" if missing else "no run was begun in it"
+        begun = f"not finished: {', '.join(missing)}" if missing else "no run was begun in it"
         raise UserError(f"{folder} has nothing to report: {begun}")
     checkpoint.make_writable(folder / "report")
     for section in parts:

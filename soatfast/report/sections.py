@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soatfast.evaluate import records
+from soatfast.evaluate.suite import TABLE
 from soatfast.evaluate.table import Column, Table
 from soatfast.report import figures
 from soatfast.train import checkpoint, papers
@@ -49,7 +51,7 @@ def sections(folder: Path) -> Iterator[Section]:
         yield _training(runs)
     if (folder / "curvature.json").is_file():
         yield _curvature(folder)
-    if (folder / "evaluation.json").is_file():
+    if _evaluated(folder):
         yield _evaluation(folder)
     yield from _galleries(folder)
 
@@ -83,13 +85,21 @@ def comparison(folder: Path) -> dict[str, Any]:
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Trainings that were begun and have no result yet."""
+    """Trainings that were begun and have no result yet, and an evaluation without its table."""
     begun = [folder, *sorted(folder.glob("*/seed-*"))]
-    return [
+    found = [
         str(path.relative_to(folder)) if path != folder else folder.resolve().name
         for path in begun
         if (path / checkpoint.OPTIONS).is_file() and not (path / checkpoint.RESULT).is_file()
     ]
+    if (folder / records.FILE).is_file() and not _evaluated(folder):
+        found.append("the evaluation")
+    return found
+
+
+def _evaluated(folder: Path) -> bool:
+    """Whether there are figures, and of the records beside them: these have a table only once they are whole."""
+    return (folder / "evaluation.json").is_file() and (folder / TABLE).is_file()
 
 
 def _comparison(folder: Path, results: dict[str, Any]) -> Section:

@@ -28,6 +28,7 @@ from soatfast.train.methods import ATTACKS, Task, check_ball
 from soatfast.train.models import MODELS
 from soatfast.train.progress import Progress
 from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.start import Start
 
 EXAMPLES, RESULTS, SHOWN = "adversarial.npz", "attack.json", "attack.md"
 _PARTS = "parts"
@@ -41,7 +42,7 @@ else:
 
 
 @dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(Start):
     """Attack one trained model; the same command goes on after an interruption, batch by batch."""
 
     run_dir: Path = Path("runs/attack")
@@ -62,8 +63,6 @@ class AttackConfig:
     """Samples attacked at a time, and kept through an interruption."""
     seed: int = 0
     """Of random starts; and of the weights of a model that sets its own."""
-    fresh: bool = False
-    """Delete the attack in run_dir and begin anew."""
     own: Own = None
     """An attack by class name."""
 
@@ -121,6 +120,7 @@ def attack(config: AttackConfig, progress: Progress | None = None) -> Table:
     """
     progress = progress or Progress()
     folder = config.run_dir
+    config.check_start(folder, checkpoint.OPTIONS)
     checkpoint.make_writable(folder)
     data = config.subject.load_data()
     attacker = config.make(data)

@@ -25,11 +25,12 @@ from soatfast.train.errors import UserError
 from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited, with_engine
 from soatfast.train.progress import Progress
 from soatfast.train.specs import check_width, make_model
+from soatfast.train.start import Start
 from soatfast.train.trainer import TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Start):
     """Train one model by several methods and attack each."""
 
     preset: Literal["demo", "tables"] = "demo"
@@ -71,8 +72,6 @@ class CompareConfig:
     engine: str = "eager"
     """How the passes of the training attacks are run: eager, or some of bf16, fp16, channels_last and compile joined by
     "+" (soatfast tune). Methods without such an attack (standard, cure, soat, ...) cannot have another than eager."""
-    fresh: bool = False
-    """Delete the trainings of these methods and seeds in run_dir and begin anew."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -116,6 +115,7 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
     progress = progress or Progress()
+    config.check_start(config.run_dir, f"*/seed-*/{checkpoint.OPTIONS}")
     checkpoint.make_writable(config.run_dir)
     if "autoattack" in config.attacks:  # asked now, and not after hours of training
         try:

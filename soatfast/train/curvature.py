@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soatfast.curvature import top_eigenpair
 from soatfast.evaluate.pictures import PALETTE
+from soatfast.evaluate.records import digest
 from soatfast.evaluate.table import Column, Table
 from soatfast.gradients import InputGradient
-from soatfast.train import checkpoint
+from soatfast.train import checkpoint, parts
 from soatfast.train.finished import Finished, open_comparison
 from soatfast.train.methods import METHODS
 from soatfast.train.progress import Progress
+from soatfast.train.specs import fingerprint
+from soatfast.train.start import Start
 
 _BATCH = 100
 
 
 @dataclass(frozen=True)
-class CurvatureConfig:
+class CurvatureConfig(Start):
     """Show how curved the loss of a comparison's models is, by the largest eigenvalue of the input Hessian."""
 
     run_dir: Path = Path("runs/demo")
@@ -52,14 +55,16 @@ def curvature(config: CurvatureConfig, progress: Progress | None = None) -> Tabl
     Raises UserError where the folder is no finished comparison or lacks a method or seed.
     """
     progress = progress or Progress()
+    config.check_start(config.run_dir, f"{parts.FOLDER}/curvature-*", "curvature.json")
     found = open_comparison(config.run_dir)
     names, data = found.methods(config.methods), found.data
+    checkpoint.make_writable(config.run_dir)
     count = min(config.samples, len(data.test))  # type: ignore[arg-type]
     x, y = (torch.stack(column) for column in zip(*(data.test[i] for i in range(count)), strict=True))
     values: dict[str, Tensor] = {}
     for index, name in enumerate(names):
         progress.stage(METHODS[name].label, index, len(names))
-        values[name] = _values(config, found, name, x, y)
+        values[name] = _kept(config, found, name, x, y)
     table = _table(values, config, count)
     listed = {name: value.tolist() for name, value in values.items()}
     written = {"config": checkpoint.describe(config), "table": table.to_json(), "values": listed}
@@ -69,19 +74,32 @@ def curvature(config: CurvatureConfig, progress: Progress | None = None) -> Tabl
     return table
 
 
-def _values(config: CurvatureConfig, found: Finished, name: str, x: Tensor, y: Tensor) -> Tensor:
+def _kept(config: CurvatureConfig, found: Finished, name: str, x: Tensor, y: Tensor) -> Tensor:
+    """The values, from where an interrupted run of the same options left them."""
     model = found.model(name, config.seed)
+    asked = {
+        "max_dim": config.max_dim,
+        "scheme": config.scheme,
+        "seed": config.seed,
+        "samples": digest(x, y),
+        "weights": fingerprint(model),
+    }
+    path = config.run_dir / parts.FOLDER / f"curvature-{name}.safetensors"
+    return parts.kept(path, asked, lambda: {"values": _values(config, model, x, y)}, config.fresh)["values"]
+
+
+def _values(config: CurvatureConfig, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(config.seed)
-    parts = []
+    found = []
     with InputGradient(model) as oracle:
         for some, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
             some, labels = some.to(device), labels.to(device)
             pair = top_eigenpair(
                 oracle, some, labels, max_dim=config.max_dim, scheme=config.scheme, generator=generator
             )
-            parts.append(pair.value.cpu())
-    return torch.cat(parts)
+            found.append(pair.value.cpu())
+    return torch.cat(found)
 
 
 def _table(values: dict[str, Tensor], config: CurvatureConfig, count: int) -> Table:

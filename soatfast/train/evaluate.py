@@ -15,6 +15,7 @@ from soatfast.attacks import PGD, SimBA
 from soatfast.attacks.named import UL
 from soatfast.evaluate.accuracy import batches, gather
 from soatfast.evaluate.autoattack import require_torchattacks
+from soatfast.evaluate.records import FILE
 from soatfast.evaluate.suite import Report
 from soatfast.evaluate.table import Table
 from soatfast.passes import Passes
@@ -24,13 +25,14 @@ from soatfast.train.errors import UserError
 from soatfast.train.methods import check_ball
 from soatfast.train.models import MODELS
 from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.start import Start
 
 FIGURES = "evaluation.json"
 _SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of eps, where the curve is measured
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Start):
     """Attack one trained model by the whole suite, with a record of each sample; the same command goes on after an
     interruption, batch by batch."""
 
@@ -43,7 +45,8 @@ class EvaluateConfig:
     steps: int = 40
     """Of PGD."""
     autoattack: bool = False
-    """AutoAttack as well (of torchattacks; minutes)."""
+    """AutoAttack as well (of torchattacks; thousands of passes for each sample that withstands it: with worst_case it
+    comes last, and sees only the survivors of all others)."""
     analysis: bool = False
     """Accuracy against eps and against PGD's steps, PGD against SimBA, and the signs of masked gradients as well."""
     worst_case: bool = False
@@ -57,8 +60,6 @@ class EvaluateConfig:
     """Samples attacked at a time, and kept through an interruption."""
     seed: int = 0
     """Of random starts; and of the weights of a model that sets its own."""
-    fresh: bool = False
-    """Begin anew."""
 
     def __post_init__(self) -> None:
         check_ball(self.eps, self.p)
@@ -77,6 +78,7 @@ def evaluate(config: EvaluateConfig, report: Report | None = None) -> list[Table
     masking.png as well; return the tables.
     """
     folder = config.run_dir
+    config.check_start(folder, FILE)
     checkpoint.make_writable(folder)
     if config.autoattack:
         try:
@@ -99,6 +101,7 @@ def evaluate(config: EvaluateConfig, report: Report | None = None) -> list[Table
         worst_case=config.worst_case,
         resume=not config.fresh,
     )
+    (folder / FIGURES).unlink(missing_ok=True)  # of an earlier evaluation
     tables = [found.table(f"{config.subject.model} on {config.subject.data}, {_ball(config)}")]
     if config.analysis:
         tables.append(_analysis(config, model, (x, y), report))
@@ -112,7 +115,9 @@ def _ball(config: EvaluateConfig) -> str:
 
 def _attacks(config: EvaluateConfig, data: Data) -> dict[str, Any]:
     directions = min(200, math.prod(data.shape))  # a small image has fewer than SimBA's 200
-    return ev.standard_attacks(config.eps, config.p, config.steps, data.classes, config.autoattack, directions)
+    return ev.standard_attacks(
+        config.eps, config.p, config.steps, data.classes, config.autoattack, directions, config.seed
+    )
 
 
 def _analysis(config: EvaluateConfig, model: nn.Module, data: Any, report: Report | None) -> Table:

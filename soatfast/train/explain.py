@@ -13,19 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.attacks import Attack
+from soatfast.evaluate.records import digest
 from soatfast.evaluate.table import Column, Table
 from soatfast.explain import ContrastivePair, Explanation, PertinentNegative, PertinentPositive, Saliency, gallery
-from soatfast.train import checkpoint
+from soatfast.explain.explanation import Role
+from soatfast.passes import Passes
+from soatfast.train import checkpoint, parts
 from soatfast.train.finished import Finished, open_comparison
 from soatfast.train.methods import ATTACKS, METHODS, Task
 from soatfast.train.progress import Progress
+from soatfast.train.specs import fingerprint
+from soatfast.train.start import Start
 
 _BATCH, _SEARCHED = 100, 1000
 _NOT_ATTACKS = ("clean", "autoattack")  # autoattack gives back only what it could fool
 
 
 @dataclass(frozen=True)
-class ExplainConfig:
+class ExplainConfig(Start):
     """Show what the models of a comparison look at: attacked digits, saliency maps, contrastive explanations."""
 
     run_dir: Path = Path("runs/demo")
@@ -78,6 +83,7 @@ def explain(config: ExplainConfig, progress: Progress | None = None) -> Table:
     Raises UserError where the folder is no finished comparison or lacks a method or seed.
     """
     progress = progress or Progress()
+    config.check_start(config.run_dir, f"{parts.FOLDER}/explain-*", "explain.json")
     found = open_comparison(config.run_dir)
     names = found.methods(config.methods)
     models = {name: found.model(name, config.seed) for name in names}  # what is missing is said before the work
@@ -89,16 +95,11 @@ def explain(config: ExplainConfig, progress: Progress | None = None) -> Table:
     shown, maps, results = [], [], {}
     for number, (name, model) in enumerate(models.items()):
         progress.stage(METHODS[name].label, number, len(models))
-        device = next(model.parameters()).device
-        style = list(METHODS).index(name)
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            one = gallery.attacked(model, attack, x.to(device), y.to(device), METHODS[name].label, style)
-        shown.append(_on_cpu(one))
-        maps.append((METHODS[name].label, Saliency()(model, x.to(device), y.to(device)).cpu()))
-        results[name] = _explanations(config, model, x.to(device), y.to(device))
+        one, saliency, results[name] = _kept(config, attack, model, name, x, y)
+        shown.append(one)
+        maps.append((METHODS[name].label, saliency))
         path = folder / f"contrastive-{name}.png"
-        _contrastive(path, x.to(device), y.to(device), results[name], f"{title}, {METHODS[name].label}")
+        _contrastive(path, x, y, results[name], f"{title}, {METHODS[name].label}")
     attack_name = ATTACKS[config.attack][0].removesuffix(" %")
     ball = f"{'Linf' if found.p == math.inf else 'L2'} eps {found.config['eps']:g}"
     scale = found.config["eps"] if found.p == math.inf else None
@@ -152,14 +153,66 @@ class _Explained:
 
     said: tuple[Tensor, Tensor]
     correct: Tensor
-    pair: dict[str, Explanation]
-    cem: dict[str, Explanation]
+    pair: dict[Role, Explanation]
+    cem: dict[Role, Explanation]
+
+
+def _kept(
+    config: ExplainConfig, attack: Attack, model: nn.Module, name: str, x: Tensor, y: Tensor
+) -> tuple[gallery.Attacked, Tensor, _Explained]:
+    """Attacked images, saliency map and explanations, from where an interrupted run of the same options left them."""
+    device = next(model.parameters()).device
+
+    def make() -> dict[str, Tensor]:
+        a, b = x.to(device), y.to(device)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            one = gallery.attacked(model, attack, a, b)
+        made = {"image": one.image, "map": Saliency()(model, a, b)}
+        made |= _numbered("before", one.before) | _numbered("after", one.after)
+        return made | _flat(_explanations(config, model, a, b))
+
+    asked = {"attack": attack, "seed": config.seed, "negative": config.negative, "positive": config.positive}
+    asked |= {"pair": config.pair, "samples": digest(x, y), "weights": fingerprint(model)}
+    path = config.run_dir / parts.FOLDER / f"explain-{name}.safetensors"
+    found = parts.kept(path, asked, make, config.fresh)
+    before, after = (found["before.0"], found["before.1"]), (found["after.0"], found["after.1"])
+    style = list(METHODS).index(name)
+    one = gallery.Attacked(METHODS[name].label, found["image"], before, after, style)
+    return one, found["map"], _explained(found)
+
+
+def _numbered(name: str, values: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{i}": value for i, value in enumerate(values)}
+
+
+_FIELDS = [f.name for f in dataclasses.fields(Explanation) if f.name not in ("role", "passes")]
+_ROLES: tuple[Role, ...] = ("negative", "positive")
+
+
+def _flat(one: _Explained) -> dict[str, Tensor]:
+    """As named tensors; :func:`_explained` is its inverse."""
+    made = {**_numbered("said", one.said), "correct": one.correct}
+    for kind in ("pair", "cem"):
+        for role, found in getattr(one, kind).items():
+            made |= {f"{kind}.{role}.{name}": getattr(found, name) for name in _FIELDS}
+            made[f"{kind}.{role}.passes"] = torch.tensor(dataclasses.astuple(found.passes))
+    return made
+
+
+def _explained(found: dict[str, Tensor]) -> _Explained:
+    def explanation(kind: str, role: Role) -> Explanation:
+        values = {name: found[f"{kind}.{role}.{name}"] for name in _FIELDS}
+        return Explanation(role, **values, passes=Passes(*found[f"{kind}.{role}.passes"].tolist()))
+
+    pair, cem = ({role: explanation(kind, role) for role in _ROLES} for kind in ("pair", "cem"))
+    return _Explained((found["said.0"], found["said.1"]), found["correct"], pair, cem)
 
 
 def _explanations(config: ExplainConfig, model: nn.Module, x: Tensor, y: Tensor) -> _Explained:
     contrast = config.pair(model, x, y)
-    cem = {"negative": config.negative(model, x), "positive": config.positive(model, x)}
-    pair = {"negative": contrast.negative, "positive": contrast.positive}
+    cem: dict[Role, Explanation] = {"negative": config.negative(model, x), "positive": config.positive(model, x)}
+    pair: dict[Role, Explanation] = {"negative": contrast.negative, "positive": contrast.positive}
     return _Explained((contrast.predictions, contrast.confidence), contrast.correct, pair, cem)
 
 
@@ -171,11 +224,6 @@ def _contrastive(path: Path, x: Tensor, y: Tensor, one: _Explained, title: str) 
         ("pertinent positive\nof CEM", one.cem["positive"]),
     ]
     gallery.explanations(path, x, y, one.said, rows, title)
-
-
-def _on_cpu(one: gallery.Attacked) -> gallery.Attacked:
-    before, after = ((said[0].cpu(), said[1].cpu()) for said in (one.before, one.after))
-    return dataclasses.replace(one, image=one.image.cpu(), before=before, after=after)
 
 
 def _json(one: gallery.Attacked, explained: _Explained, x: Tensor) -> dict[str, Any]:

@@ -116,7 +116,11 @@ def _images(images: np.ndarray, layout: str | None, where: str) -> Tensor:
         raise MissingDataError(f"{where}: expected uint8 0..255 or floats in [0, 1], got {images.dtype}")
     low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)  # NaN if there is one
     if not (low >= -_SLACK and high <= 1 + _SLACK):
-        hint = "; divide by 255" if 1 < high <= 255 else ""
+        hint = ""
+        if low < -_SLACK:
+            hint = "; undo the normalisation, which belongs inside the model"
+        elif 1 < high <= 255:
+            hint = "; divide by 255"
         raise MissingDataError(f"{where}: expected floats in [0, 1], got values from {low:g} to {high:g}{hint}")
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 

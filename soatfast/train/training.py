@@ -18,6 +18,7 @@ from soatfast.train.choices import ATTACK_CLASSES, LOSS_CLASSES, Choice, as_loss
 from soatfast.train.methods import METHODS, Task, check_ball, suited, with_engine
 from soatfast.train.progress import Progress
 from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.start import Start
 from soatfast.train.trainer import TrainConfig, TrainResult, train
 
 ACCURACY = "accuracy.json"
@@ -30,7 +31,7 @@ else:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Start):
     """Train one model by one method; the same command goes on after an interruption."""
 
     run_dir: Path = Path("runs/train")
@@ -50,8 +51,6 @@ class TrainingConfig:
     """Use only the first so many training samples."""
     test_samples: int | None = None
     """Use only the first so many held-out samples."""
-    fresh: bool = False
-    """Delete the training in run_dir and begin anew."""
     train: TrainConfig = field(default_factory=TrainConfig)
     own: Own = None
     """A loss, or an attack to train on, by class name."""
@@ -90,6 +89,7 @@ def training(config: TrainingConfig, progress: Progress | None = None) -> Table:
     epochs), accuracy.json (on clean held-out samples).
     """
     progress = progress or Progress()
+    config.check_start(config.run_dir, checkpoint.OPTIONS)
     checkpoint.make_writable(config.run_dir)
     data = config.subject.load_data().first(config.train_samples, config.test_samples)
     torch.manual_seed(config.train.seed)

@@ -3,10 +3,12 @@
 import builtins
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from soatfast.attacks import PGD
+from soatfast.evaluate import load_suite, standard_attacks, suite
 from soatfast.evaluate.accuracy import accuracy
 from soatfast.evaluate.autoattack import AutoAttack
 from tests.nets import batch, conv_net
@@ -43,6 +45,44 @@ def test_stronger_than_pgd_and_inside(small, p):
     auto, pgd = (accuracy(model, (x, y), a).accuracy for a in (attack, PGD(eps=eps, p=p, steps=10)))
     assert auto <= pgd and auto < 1
     assert torch.equal(attack(model, x, y), x_adv), "the seed fixes it"
+
+
+def test_in_the_suite(small, tmp_path):
+    model = conv_net().eval()
+    x, _ = batch(10, (3, 8, 8), 5, torch.float32)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 5
+    attacks = {"pgd": PGD(eps=0.22, steps=3), "auto": AutoAttack(eps=0.15, classes=5, seed=3)}
+    loader = list(zip(x.split(5), y.split(5), strict=True))
+    seen = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    whole = suite(model, loader, attacks, worst_case=True)
+    handle.remove()
+    asked_before = 2 * 5  # the two forwards of the first batch that look at the model's form
+    assert sum(seen) == whole.passes.forward_samples + asked_before
+    auto = whole["auto"]
+    assert list(whole.results) == ["clean", "pgd", "auto"]
+    assert np.array_equal(auto.attacked, whole["pgd"].correct) and auto.attacked.sum() < 9, "PGD fools some"
+    assert 0 < auto.correct.sum() < auto.attacked.sum(), "some withstand it, some do not"
+    assert (auto.forward[~auto.attacked] == 0).all() and (auto.forward[auto.attacked] > 100).all()
+    alone = AutoAttack(eps=0.15, classes=5, seed=3)(model, x[:5][auto.attacked[:5]], y[:5][auto.attacked[:5]])
+    assert np.array_equal(auto.prediction[:5][auto.attacked[:5]], model(alone).argmax(1).numpy())
+
+    def stop(name, done, total):
+        if (name, done) == ("pgd", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        suite(model, loader, attacks, worst_case=True, folder=tmp_path, progress=stop)
+    suite(model, loader, attacks, worst_case=True, folder=tmp_path)
+    for key in ("correct", "margin", "norm", "psnr", "forward", "backward"):
+        assert np.array_equal(getattr(load_suite(tmp_path)["auto"], key), getattr(auto, key))
+
+
+def test_in_the_standard_attacks():
+    found = standard_attacks(eps=0.1, p=2, classes=7, autoattack=True, seed=4)["autoattack"]
+    assert found == AutoAttack(eps=0.1, p=2, classes=7, seed=4)
 
 
 def test_an_empty_batch_and_bad_arguments():

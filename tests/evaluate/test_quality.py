@@ -79,3 +79,12 @@ def test_without_torchmetrics(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match="pip install torchmetrics"):
         image_quality(torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize(("value", "error"), [(None, 1e-6), (1.0, 2e-4)])
+def test_single_precision_is_as_near_as_it_says(value, error):
+    x = torch.rand(4, 1, 20, 20) if value is None else torch.full((4, 1, 20, 20), value)
+    x_adv = (x - 0.01 * torch.rand_like(x)).clamp(0, 1)
+    fast, exact = (image_quality(x, x_adv, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    torch.testing.assert_close(fast.ssim, exact.ssim, rtol=0, atol=error)
+    torch.testing.assert_close(fast.psnr, exact.psnr, rtol=1e-5, atol=0)

@@ -95,8 +95,13 @@ def test_nothing_is_unpickled(file):
         ({"1.margin": np.zeros(3, np.float32)}, r"damaged: the arrays 1\.margin do not"),
         ({"2.costs": None}, "damaged: '2.costs'"),
         ({"meta": np.array("{}")}, "damaged, truncated or no file"),
-        ({"meta": np.array('{"version": 99}')}, "is of version 99; this soatfast reads version 1"),
-        ({"meta": np.array('{"version": 1}')}, "damaged: 'options'"),
+        (
+            {"meta": np.array('{"version": 99}')},
+            r"is of version 99; this soatfast reads version 2; .*--fresh\) evaluates anew",
+        ),
+        ({"meta": np.array('{"version": 1}')}, "is of version 1; this soatfast reads version 2"),
+        ({"meta": np.array('{"version": 2}')}, "damaged: 'options'"),
+        ({"1.psnr": None}, "damaged: '1.psnr'"),
     ],
 )
 def test_other_contents(file, change, text):

@@ -58,7 +58,10 @@ STOPPING = {**ATTACKS, "last": Interrupted(eps=EPS)}
 
 
 def same(a: AttackResult, b: AttackResult) -> bool:
-    return all(np.array_equal(getattr(a, key), getattr(b, key)) for key in FIELDS) and (a.passes, a.saved) == (
+    return all(np.array_equal(getattr(a, key), getattr(b, key), equal_nan=True) for key in FIELDS) and (
+        a.passes,
+        a.saved,
+    ) == (
         b.passes,
         b.saved,
     )

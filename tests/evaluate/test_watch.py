@@ -54,7 +54,7 @@ def samples(net, n=40, wrong=4):
 def run(net, attack, x, y, compact, seed=7):
     net.eval()
     before, _ = clean_batch(net, x, y)
-    return attack_batch(net, attack, x, y, before, seed, compact)[1]
+    return attack_batch(net, attack, x, y, before, seed, compact, quality=True)[1]
 
 
 class Spy(nn.Module):
@@ -70,7 +70,7 @@ class Spy(nn.Module):
 
 
 def replay(net, attack, x, y, seed=7):
-    """Sample by sample: (correct, first, norm, margin) from the points of a run that nobody watches."""
+    """Sample by sample: (correct, first, norm, margin, PSNR) from the points of a run that nobody watches."""
     spy = Spy(net).eval()
     with seeded(attack, seed):
         final = attack(spy, x, y)
@@ -91,7 +91,9 @@ def replay(net, attack, x, y, seed=7):
         correct, first, point = answer or (True, 0, final[i])
         z = net(point[None])[0]
         margin = z[y[i]] - torch.cat([z[: y[i]], z[y[i] + 1 :]]).max()
-        found.append((correct, first, float((point - x[i]).norm(p=attack.p)), float(margin)))
+        delta = point - x[i]
+        psnr = -10 * math.log10(float((delta**2).mean())) if delta.any() else math.inf
+        found.append((correct, first, float(delta.norm(p=attack.p)), float(margin), psnr))
     return (np.array(column) for column in zip(*found, strict=True))
 
 
@@ -102,7 +104,7 @@ def test_the_records_are_those_of_a_replay(name, compact):
     net = smooth_net() if name == "exact" else relu_net()
     x, y = samples(net)
     with torch.no_grad():
-        correct, first, norm, margin = replay(net, attack, x, y)
+        correct, first, norm, margin, psnr = replay(net, attack, x, y)
     cell = run(net, attack, x, y, compact).records
     assert np.array_equal(cell["correct"], correct)
     assert 0 < correct.sum() < len(x) - 10, "the attack fools some"
@@ -110,6 +112,8 @@ def test_the_records_are_those_of_a_replay(name, compact):
     np.testing.assert_allclose(cell["norm"], norm, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(cell["margin"], margin, rtol=1e-4, atol=1e-5)
     assert np.array_equal(cell["margin"] > 0, correct)
+    np.testing.assert_allclose(cell["psnr"], psnr, rtol=1e-5)
+    assert np.isinf(psnr).any() and np.isnan(cell["ssim"]).all(), "a 4 x 4 image has no window of 11 x 11"
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -193,7 +197,7 @@ def test_the_model_and_random_numbers_are_left_alone():
     attack = PGD(eps=EPS, steps=3, generator=generator)
     mine, global_state = generator.get_state(), torch.get_rng_state()
     one, two = (run(net, attack, x, y, compact=False).records for _ in range(2))
-    assert all(np.array_equal(one[key], two[key]) for key in one), "its own generator is seeded too"
+    assert all(np.array_equal(one[key], two[key], equal_nan=True) for key in one), "its own generator is seeded too"
     assert torch.equal(generator.get_state(), mine) and torch.equal(torch.get_rng_state(), global_state)
     assert [p.requires_grad for p in net.parameters()] == [False, *[True] * 5]
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from soatfast import cli
+from soatfast.evaluate import Column, Table
 from soatfast.report import ReportConfig, report
 from soatfast.report.sections import sections, trainings, unfinished
 from soatfast.train import TrainConfig, UserError, papers
@@ -117,9 +118,19 @@ def test_an_unfinished_run_says_so(run: Path) -> None:
     (run / "results.json").unlink()
     (run / "pgd4" / "seed-1" / "result.json").unlink()
     text = report(ReportConfig(run_dir=run)).read_text(encoding="utf-8")
-    assert "Unfinished: pgd4/seed-1, the comparison, whose table is not written yet." in text
+    assert "Unfinished: pgd4/seed-1, the comparison." in text
     assert len(dict(trainings(run))) == 3 and unfinished(run) == ["pgd4/seed-1"]
     assert [s.title for s in sections(run)] == ["Training", "Curvature"]
+
+
+def test_an_unfinished_evaluation_shows_no_figures_of_an_earlier_one(run: Path) -> None:
+    table = Table("old figures", [Column("name", "attack")], [{"name": "pgd40"}])
+    (run / "evaluation.json").write_text(json.dumps({"tables": [table.to_json()]}))
+    (run / "evaluation.npz").write_bytes(b"")
+    assert unfinished(run) == ["the evaluation"] and "Evaluation" not in [s.title for s in sections(run)]
+    assert "Unfinished: the evaluation." in report(ReportConfig(run_dir=run)).read_text(encoding="utf-8")
+    (run / "evaluation.md").write_text("")  # written when the last record is
+    assert unfinished(run) == [] and "Evaluation" in [s.title for s in sections(run)]
 
 
 def test_a_single_training(run: Path) -> None:
@@ -135,7 +146,7 @@ def test_bad_folders_say_what_is_wrong(run: Path, tmp_path: Path) -> None:
         report(ReportConfig(run_dir=tmp_path / "empty"))
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "pgd4" / "seed-0" / "options.json", tmp_path / "begun")
-    with pytest.raises(UserError, match="nothing to report: begun is not finished"):
+    with pytest.raises(UserError, match="nothing to report: not finished: begun"):
         report(ReportConfig(run_dir=tmp_path / "begun"))
     whole = (run / "results.json").read_text()
     (run / "results.json").write_text(whole[:100])
@@ -162,7 +173,7 @@ def test_the_folder_at_hand_has_its_name(run: Path, monkeypatch: pytest.MonkeyPa
     page = read(report(ReportConfig(run_dir=Path("."))))
     assert page.words["title"] == ["soatfast: seed-0"]
     (run / "pgd4" / "seed-0" / "result.json").unlink()
-    with pytest.raises(UserError, match="nothing to report: seed-0 is not finished"):
+    with pytest.raises(UserError, match="nothing to report: not finished: seed-0"):
         report(ReportConfig(run_dir=Path(".")))
 
 

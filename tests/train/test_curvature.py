@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from soatfast import cli
-from soatfast.train.curvature import CurvatureConfig
+from soatfast.train import curvature as module
+from soatfast.train.curvature import CurvatureConfig, curvature
+from soatfast.train.progress import Progress
 
 SIZE = ["--train-samples", "60", "--test-samples", "20", "--batch-size", "30", "--epochs", "1"]
 TINY = [*SIZE, "--methods", "standard", "pgd4"]
@@ -29,6 +32,33 @@ def test_the_command_writes_table_values_and_picture(run_dir, capsys):
     assert {name: len(value) for name, value in values.items()} == {"standard": 7, "pgd4": 7}
     assert all(v > 0 for value in values.values() for v in value), "a network of ReLUs is curved upwards"
     assert (run_dir / "curvature.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_it_goes_on_behind_the_models_that_are_done(run_dir, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    options = {"samples": 3, "max_dim": 3, "scheme": "fe"}
+    curvature(CurvatureConfig(folder, **options))
+    whole = json.loads((folder / "curvature.json").read_text())["values"]
+    shutil.rmtree(folder / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        curvature(CurvatureConfig(folder, **options), Stops())
+    assert [path.name for path in (folder / "parts").iterdir()] == ["curvature-standard.safetensors"]
+    asked = []
+    real = module._values
+    monkeypatch.setattr(module, "_values", lambda *args: asked.append(1) or real(*args))
+    curvature(CurvatureConfig(folder, resume=True, **options))
+    assert len(asked) == 1 and json.loads((folder / "curvature.json").read_text())["values"] == whole
+    curvature(CurvatureConfig(folder, **options, seed=0, fresh=True))
+    assert len(asked) == 3
+
+
+class Stops(Progress):
+    """Ctrl-C before the second model."""
+
+    def stage(self, name, index, total):
+        if index == 1:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

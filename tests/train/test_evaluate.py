@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from soatfast import cli
+from soatfast import evaluate as ev
+from soatfast.attacks import FGSM
 from soatfast.evaluate import load_suite
 from soatfast.report import ReportConfig, report
 from soatfast.train.errors import RunFolderError
@@ -45,6 +48,8 @@ def test_the_whole_suite_with_its_analysis(config: EvaluateConfig) -> None:
     found = load_suite(config.run_dir)
     assert len(found.label) == 12 and found["pgd2"].correct.shape == (12,)
     written = json.loads((config.run_dir / "evaluation.json").read_text())
+    psnr = [row["psnr"] for row in written["tables"][0]["rows"]]
+    assert psnr[0] is None and psnr[1]["mean"] == pytest.approx(found["fgsm"].quality[0])
     assert written["config"]["eps"] == 0.1 and written["passes"]["forward_samples"] == found.passes.forward_samples
     assert all((config.run_dir / f"{name}.png").stat().st_size > 5_000 for name in ("curves", "plateau", "masking"))
     page = report(ReportConfig(run_dir=config.run_dir)).read_text(encoding="utf-8")
@@ -71,6 +76,53 @@ def test_the_same_call_goes_on_and_another_is_refused(config: EvaluateConfig) ->
     with pytest.raises(RunFolderError):
         evaluate(dataclasses.replace(config, eps=0.2))
     evaluate(dataclasses.replace(config, eps=0.2, fresh=True))
+
+
+class Stopping(FGSM):
+    """Ctrl-C in its n-th call."""
+
+    def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        calls[0] -= 1
+        if calls[0] == 0:
+            raise KeyboardInterrupt
+        return super().__call__(model, x, y)
+
+
+calls = [0]
+
+
+def test_ctrl_c_and_the_same_command_again(
+    config: EvaluateConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = {"fgsm": FGSM(eps=0.1), "last": Stopping(eps=0.1)}
+    monkeypatch.setattr(ev, "standard_attacks", lambda *args: attacks)
+    words = ["evaluate", "--data", "digits8", "--width", "4", "--weights", str(config.subject.weights)]
+    words += ["--run-dir", str(config.run_dir), "--samples", "12", "--batch-size", "5"]
+    calls[0] = 2
+    assert cli.main(words) == 130
+    assert capsys.readouterr().err == "interrupted; the same command (without --fresh) resumes\n"
+    with pytest.raises(RunFolderError, match=r"unfinished evaluation \(1 batches"):
+        load_suite(config.run_dir)
+    assert cli.main(["report", "--run-dir", str(config.run_dir)]) == 1
+    assert capsys.readouterr().err.endswith("has nothing to report: not finished: the evaluation\n")
+    calls[0] = 0
+    assert cli.main([*words, "--resume"]) == 0
+    assert calls[0] == -2, "the first batch is not attacked again"
+    assert len(load_suite(config.run_dir).label) == 12
+
+
+def probabilities(size: int) -> nn.Module:
+    return nn.Sequential(SmallCNN(size=size, width=4), nn.Softmax(1))
+
+
+def test_a_warning_is_one_line(
+    config: EvaluateConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ev, "standard_attacks", lambda *args: {"fgsm": FGSM(eps=0.1)})
+    words = ["evaluate", "--data", "digits8", "--samples", "6", "--run-dir", str(config.run_dir)]
+    assert cli.main([*words, "--model", f"{__name__}:probabilities"]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: the model returns probabilities, not logits") and error.count("\n") == 1
 
 
 def test_worst_case_and_l2(config: EvaluateConfig) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from soatfast import cli
+from soatfast.train import explain as module
 from soatfast.train.explain import ExplainConfig, _choose, explain
 from soatfast.train.finished import open_comparison
+from soatfast.train.progress import Progress
 
 SIZE = ["--train-samples", "60", "--test-samples", "20", "--batch-size", "30", "--epochs", "1"]
 TINY = [*SIZE, "--methods", "standard", "pgd4"]
@@ -51,7 +53,7 @@ def test_the_command_writes_pictures_values_and_table(run_dir, capsys):
 
 
 def test_the_same_seed_gives_the_same_values(run_dir, tmp_path):
-    options = {"methods": ("standard",), "samples": 2, "wrong": 0, "steps": 2}
+    options = {"methods": ("standard",), "samples": 2, "wrong": 0, "steps": 2, "fresh": True}
     state = torch.random.get_rng_state()
     explain(ExplainConfig(run_dir, **options))
     first = (run_dir / "explain.json").read_text()
@@ -59,6 +61,39 @@ def test_the_same_seed_gives_the_same_values(run_dir, tmp_path):
     torch.manual_seed(99)
     explain(ExplainConfig(run_dir, **options))
     assert (run_dir / "explain.json").read_text() == first
+
+
+class StopsAt(Progress):
+    """Ctrl-C before the model of this label."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def stage(self, name, index, total):
+        if name == self.label:
+            raise KeyboardInterrupt
+
+
+def test_it_goes_on_behind_the_models_that_are_done(run_dir, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    options = {"samples": 2, "wrong": 0, "steps": 2}
+    explain(ExplainConfig(folder, **options))
+    whole = (folder / "explain.json").read_text()
+    pictures = {path.name: path.read_bytes() for path in (folder / "explain").iterdir()}
+    shutil.rmtree(folder / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        explain(ExplainConfig(folder, **options), StopsAt("PGD-4 training"))
+    assert [path.name for path in (folder / "parts").iterdir()] == ["explain-standard.safetensors"]
+    asked = []
+    real = module._explanations
+    monkeypatch.setattr(module, "_explanations", lambda *args: asked.append(1) or real(*args))
+    explain(ExplainConfig(folder, resume=True, **options))
+    assert len(asked) == 1
+    assert (folder / "explain.json").read_text().replace('"resume": true', '"resume": false') == whole
+    assert {path.name: path.read_bytes() for path in (folder / "explain").iterdir()} == pictures
+    explain(ExplainConfig(folder, samples=2, wrong=0, steps=3))
+    assert len(asked) == 3, "other options are made anew"
 
 
 def test_a_method_named_twice_is_shown_once(run_dir):

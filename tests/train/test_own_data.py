@@ -101,6 +101,7 @@ GOOD = {"x": pixels(4, 4, 4), "y": np.arange(4)}
         ({"x": pixels(4, 0, 4)}, "at least one pixel"),
         ({"x": pixels(4, 4, 4).astype(np.int32)}, "expected uint8 0..255 or floats in .*got int32"),
         ({"x": pixels(4, 4, 4).astype(np.float32)}, "divide by 255"),
+        ({"x": np.linspace(-2, 2, 64, dtype=np.float32).reshape(4, 4, 4)}, "undo the normalisation, which belongs"),
         ({"x": np.full((4, 4, 4), np.nan)}, "got values from nan"),
         ({"x": np.full((4, 4, 4), -1.0)}, "got values from -1 to -1"),
         ({"y": np.arange(3)}, "expected as many y as x, got 3 and 4"),
