@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import images_channels_last
-from ..gradients import InputGradient, Mode, check
+from ..gradients import InputGradient, Mode, check, check_range
 from ..memory import PerturbationMemory
 from ..objectives import Objective, resolve
 from ..passes import Passes, passes_of
@@ -248,10 +248,11 @@ def check_batch(x: Tensor, y: Tensor, bounds: tuple[float, float]) -> None:
         return
     lower, upper = bounds
     slack = _BOX_TOLERANCE * (upper - lower if math.isfinite(upper - lower) else 1.0)
-    low, high = torch.aminmax(x)  # NaN if there is one
-    check(
-        (low >= lower - slack) & (high <= upper + slack),
-        lambda: f"x must lie in bounds [{lower}, {upper}] without NaN, got values from {low.item()} to {high.item()}",
+    check_range(
+        x,
+        lower - slack,
+        upper + slack,
+        lambda low, high: f"x must lie in bounds [{lower}, {upper}] without NaN, got values from {low} to {high}",
     )
 
 
