@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.evaluate import pictures
-from soatfast.evaluate.accuracy import AccuracyResult, accuracy
+from soatfast.evaluate.accuracy import AccuracyResult, accuracy, gather
 from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
 from soatfast.train import checkpoint, papers
@@ -166,19 +166,21 @@ def _task(config: CompareConfig, data: Data) -> Task:
 def _evaluate(
     config: CompareConfig, model: nn.Module, samples: Any, key: str, task: Task, folder: Path
 ) -> AccuracyResult:
-    """The accuracy under one attack. AutoAttack's is kept in the run's folder, as it takes longer than the training."""
+    """The accuracy under one attack, kept in the run's folder: the attacks of the tables outlast their trainings."""
     attack = ATTACKS[key][1](task)
-    if key != "autoattack":
-        return accuracy(model, samples, attack)
-    kept = folder / "autoattack.json"
+    kept = folder / "attacks" / f"{key}.json"
+    x, y = gather(samples)
     weights = hashlib.sha256((folder / checkpoint.WEIGHTS).read_bytes()).hexdigest()
-    asked = {**checkpoint.describe(attack), "samples": len(samples), "weights": weights}
+    images = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+    asked = {"attack": checkpoint.describe(attack), "samples": images, "weights": weights}
     if kept.is_file():
         found = checkpoint.read_json(kept)
         if found["asked"] == asked:
             correct = torch.tensor(found["correct"])
             return AccuracyResult(int(correct.sum()) / len(correct), correct, *found["rest"])
-    result = accuracy(model, samples, attack, batch_size=1000)  # each of its attacks shrinks the batch to the survivors
+    batch_size = 1000 if key == "autoattack" else 250  # each of AutoAttack's attacks shrinks the batch to the survivors
+    result = accuracy(model, (x, y), attack, batch_size)
+    kept.parent.mkdir(exist_ok=True)
     rest = [result.attacked, result.passes, result.seconds]
     checkpoint.write_json(kept, {"asked": asked, "correct": result.correct.tolist(), "rest": rest})
     return result

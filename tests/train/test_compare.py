@@ -95,6 +95,7 @@ def test_files(done):
     for name in DEMO:
         folder = config.run_dir / name / "seed-0"
         assert {p.name for p in folder.iterdir()} == {
+            "attacks",
             "checkpoint-0002",
             "model.safetensors",
             "options.json",
@@ -219,27 +220,33 @@ def test_results_describe_the_loss_that_was_trained(tmp_path, monkeypatch):
     assert len(made) == 1, "a second loss is a second memory"
 
 
-def test_autoattack_is_run_once_for_the_same_weights(tmp_path, monkeypatch):
-    """The attack itself has its own test; here a stand-in counts its calls."""
+def test_attacks_are_run_once_for_the_same_weights_and_samples(tmp_path, monkeypatch):
+    """Stand-ins count their calls."""
     monkeypatch.setitem(sys.modules, "torchattacks", ModuleType("torchattacks"))
     calls = []
 
     @dataclasses.dataclass(frozen=True)
     class Fake:
+        name: str
         eps: float
         targeted = False
 
         def __call__(self, model, x, y):
-            calls.append(len(x))
+            calls.append((self.name, len(x)))
             return 1 - x
 
-    monkeypatch.setitem(ATTACKS, "autoattack", ("AutoAttack %", lambda task: Fake(task.eps)))
+    for name in ("autoattack", "quadratic"):
+        monkeypatch.setitem(ATTACKS, name, (f"{name} %", lambda task, name=name: Fake(name, task.eps)))
     config = dataclasses.replace(TINY, run_dir=tmp_path, methods=("standard",), attacks=(*QUICK, "autoattack"))
     first = compare(config)
     count = len(calls)
-    assert count > 0
+    assert {name for name, _ in calls} == {"autoattack", "quadratic"}
     second = compare(config)
-    assert len(calls) == count and second.rows[0]["autoattack"] == first.rows[0]["autoattack"]
+    assert len(calls) == count
+    assert [second.rows[0][key] for key in config.attacks] == [first.rows[0][key] for key in config.attacks]
+    compare(dataclasses.replace(config, test_samples=20))
+    assert len(calls) > count
+    count = len(calls)
     compare(dataclasses.replace(config, fresh=True, train=dataclasses.replace(config.train, lr=2e-3)))
     assert len(calls) > count
 
