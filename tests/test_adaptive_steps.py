@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import adaptive_steps
 from benchmarks.adaptive_steps import Clock, GapFrankWolfe, GapSCORPIO, PlannedSCORPIO, Rule, Study
+from soatfast import ops
 from soatfast.attacks import FrankWolfe
 from soatfast.gradients import count_passes
 from soatfast.losses import SCORPIO
@@ -37,20 +38,21 @@ def test_a_rule_that_never_or_at_once_stops_is_the_fixed_number(batch, tau, step
     torch.testing.assert_close(x_adv, FrankWolfe(steps=steps, **COMMON)(*batch), rtol=0, atol=1e-6)
 
 
+def gradient(model, x, y):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y, reduction="sum"), x)[0]
+
+
 def gaps(batch):
     """<g(x + v_k), s_k - v_k> of each sample and step, in plain PyTorch."""
     model, x, y = batch
 
-    def gradient(v):
-        probe = (x + v).requires_grad_()
-        return torch.autograd.grad(torch.nn.functional.cross_entropy(model(probe), y, reduction="sum"), probe)[0]
-
     def best(g):
         return (x + 0.2 * g.sign()).clamp(0, 1) - x
 
-    v, found = best(gradient(torch.zeros_like(x))), []
+    v, found = best(gradient(model, x, y)), []
     for k in range(5):
-        g = gradient(v)
+        g = gradient(model, x + v, y)
         found.append((g * (best(g) - v)).flatten(1).sum(1))
         v = v + 2 / (k + 2) * (best(g) - v)
     return torch.stack(found)
@@ -70,6 +72,25 @@ def test_a_step_whose_gap_is_below_tau_is_the_last(batch, share, each):
     for i, n in enumerate(steps):
         fixed = FrankWolfe(steps=n, **COMMON)(*batch)[i]
         torch.testing.assert_close(x_adv[i], fixed, rtol=0, atol=1e-5)
+
+
+def test_fooled_samples_leave(batch):
+    model, x = batch[0], torch.rand(20, 1, 4, 4)
+    y = model(x).argmax(1)
+    y[:3] = (y[:3] + 1) % 4
+    batch = model, x, y
+    plain = [FrankWolfe(steps=n, **COMMON)(*batch) for n in range(1, 6)]
+    probes = [x, (x + ops.lmo(gradient(model, x, y), math.inf, 0.2)).clamp(0, 1), *plain[:-1]]
+    reached = torch.stack([model(probe).argmax(1) != y for probe in probes])
+    assert 0 < reached[0].sum() < reached.any(0).sum() < 20, (
+        "some must be fooled from the start, some later, some never"
+    )
+    x_adv, passes = by_rule(batch, tau=-math.inf, each=True, fooled=True)
+    at = [[*column.nonzero().flatten().tolist(), 5][0] for column in reached.T]
+    assert passes == pytest.approx(1 + sum(at) / 20)
+    for i, k in enumerate(at):
+        if k:  # what was wrong from the start may be anything
+            torch.testing.assert_close(x_adv[i], [*probes, plain[-1]][k][i], rtol=0, atol=1e-5)
 
 
 def test_a_budget_steers_the_mean_number_of_steps(batch):
@@ -107,7 +128,7 @@ def test_a_small_study(tmp_path, monkeypatch):
     chosen = {name: adaptive_steps.TRAININGS[name] for name in ("fixed-2", "fixed-3", "each-2", "grow-123", "pgd10")}
     monkeypatch.setattr(adaptive_steps, "TRAININGS", chosen)
     monkeypatch.setattr(adaptive_steps, "FIXED", range(1, 3))
-    monkeypatch.setattr(adaptive_steps, "RULES", {"gap of each sample": (Rule(0.1, each=True),)})
+    monkeypatch.setattr(adaptive_steps, "RULES", {"gap of each sample": (("0.1", 3, Rule(0.1, each=True)),)})
     monkeypatch.setattr(adaptive_steps, "EPS", 0.1)
     study = Study(run_dir=tmp_path, epochs=3, seeds=1, train_samples=100, test_samples=10)
     adaptive_steps.run(study)
