@@ -93,6 +93,18 @@ def test_fooled_samples_leave(batch):
             torch.testing.assert_close(x_adv[i], [*probes, plain[-1]][k][i], rtol=0, atol=1e-5)
 
 
+def test_chance_asks_no_gap(batch):
+    _, passes = by_rule(batch, tau=0.0, each=True, chance=True)
+    assert passes == 6
+    _, passes = by_rule(batch, tau=1.0, each=True, chance=True)
+    assert passes == 2
+
+
+def test_an_unknown_training():
+    with pytest.raises(SystemExit, match=r"trainings are fixed-1, .*; got fixed-7"):
+        Study(only=("fixed-2", "fixed-7"))
+
+
 def test_a_budget_steers_the_mean_number_of_steps(batch):
     model, x, y = batch
     rule = Rule(0.0, each=True, budget=2)
