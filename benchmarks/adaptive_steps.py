@@ -1,8 +1,9 @@
-"""Does a number of Frank-Wolfe steps that follows the Frank-Wolfe gap buy accuracy per pass? For docs/fewer-passes.md.
+r"""Does a number of Frank-Wolfe steps that follows the Frank-Wolfe gap buy accuracy per pass? For docs/fewer-passes.md.
 
-    python -m benchmarks.adaptive_steps                  # 36 trainings, about 25 minutes on one idle core
-    python -m benchmarks.adaptive_steps --only fixed-2 mix-12 each-1.5 chance-1.5 --first-seed 3 --run-dir runs/fresh
+    python -m benchmarks.adaptive_steps                  # 42 trainings, about half an hour on one idle core
     python -m benchmarks.adaptive_steps --epochs 1       # to try the command
+    python -m benchmarks.adaptive_steps --run-dir runs/adaptive-steps-fresh --first-seed 3 \
+      --only fixed-2 fixed-3 mix-12 each-1.5 each-0.2 chance-1.5
 
 The rule: the step k of FrankWolfe has the gap <G_k, s_k - v_k> >= 0 at hand, a bound on what the linearised loss can
 still gain. Once its mean over the batch is below tau (or below a share of the first gap), that step was the last.
@@ -360,7 +361,7 @@ def curves(evaluation: dict[str, list[dict]], found: dict[str, list[dict]], path
         axis.plot(statistics.fmean(values), place, "o", color=colour, markersize=8)
     names = [f"{TRAININGS[name][0]}: {statistics.fmean(run['passes'] for run in found[name]):.2f}" for name in order]
     axis.set_yticks(range(len(order)), names, fontsize=8.5)
-    axis.set_title("trained by SCORPIO with N: backward passes a step", fontsize=11)
+    axis.set_title("SCORPIO trained: backwards a step", fontsize=11)
     axis.set_xlabel("PGD-40 accuracy (%), seeds and mean")
     for axis in axes:
         axis.grid(color="#DDDDDD", linewidth=0.7)
