@@ -15,7 +15,7 @@ from ..hvp import Scheme
 from ..ops import Init
 from ..passes import Passes, passes_of
 from ..visits import Visit
-from .base import Attack, check_steps
+from .base import Attack, check_number, check_steps
 
 _PAPER_H = 1.05
 _SHORTEST_HALF = 0.1  # of h in a half-precision engine: its rounding, 2^-8 of g, is divided by h
@@ -42,6 +42,10 @@ class FrankWolfe(Attack):
         gamma: step size in [0, 1], constant. None: 2/(k+2).
         in_box: maximise over the intersection of ball and box, where the result has to lie anyway (p = inf only):
             s_k = clip(eps sgn(G_k), lower - x, upper - x). Worth it where many inputs lie at a bound (digits).
+        tol: > 0, in units of the loss: a sample whose Frank-Wolfe gap <G_k, s_k - v_k> is below it takes no further
+            step, and leaves the passes; ``steps`` is then the most. None: all take ``steps``. Costs one host read a
+            step, and gradients of a part of the batch, so neither mode "train" nor the engine "graph" takes it; "fe"
+            only. Tried on digits only: 0.2 in training, 0.02 in evaluation (docs/fewer-passes.md).
         init: "scaled" (the paper's text), "lmo", or "raw" (v_0 = g0, the paper's Algorithm 1; not feasible).
 
     With a memory (``AdversarialTraining(attack, memory=memory)``) a sample's v starts where its last visit left it, and
@@ -51,8 +55,8 @@ class FrankWolfe(Attack):
 
     Defaults: the paper's CIFAR-10 Linf setting FE(3).
 
-    Passes: fe N+1 forwards and backwards to the input; cd N+1 calls with 2N+1 sample passes; exact 1 forward, N+1
-    backwards. With a memory N of each.
+    Passes: fe N+1 forwards and backwards to the input (with ``tol`` at most); cd N+1 calls with 2N+1 sample passes;
+    exact 1 forward, N+1 backwards. With a memory N of each.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -68,6 +72,7 @@ class FrankWolfe(Attack):
     gamma: float | None = None
     init: Init = "scaled"
     in_box: bool = False
+    tol: float | None = None
 
     _recordable = True
 
@@ -88,10 +93,19 @@ class FrankWolfe(Attack):
             raise ValueError(f"h must be finite and > 0, got {self.h!r}")
         if self.h is not None and self.h < _SHORTEST_HALF and parse(self.engine).precision is not None:
             raise ValueError(f"engine {self.engine!r} needs h >= {_SHORTEST_HALF}, got {self.h!r}: use full precision")
+        if self.tol is not None:
+            check_number(self.tol, "tol")
+            if self.scheme != "fe" or self.mode == "train" or parse(self.engine).graph:
+                raise ValueError(
+                    f'tol takes scheme="fe", and neither mode="train" nor an engine with "graph", got {self.scheme!r}, '
+                    f"{self.mode!r} and {self.engine!r}"
+                )
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {self.gamma!r}")
 
     def check_replay(self) -> None:
+        if self.tol is not None:
+            raise ValueError(f"with a memory FrankWolfe takes tol=None, got {self.tol!r}")
         if self.scheme != "fe" or self.h not in (None, 1):
             raise ValueError(
                 f'with a memory FrankWolfe takes scheme="fe" and h=1 (or None), got {self.scheme!r} and {self.h!r}'
@@ -116,6 +130,8 @@ class FrankWolfe(Attack):
             bounds=self.bounds,
             in_box=self.in_box,
         )
+        if self.tol is not None:
+            return self._until(self.tol, oracle, x, y, g0, v, probe, h)
         for k in range(self.steps):
             g1 = g0 + hvp(v) if exact else oracle.gradient(probe, labels)
             v, probe, _ = ops.frank_wolfe_step(
@@ -134,6 +150,30 @@ class FrankWolfe(Attack):
             )
             del g1  # or it would lie there during the next pass, where the memory peaks
         return probe
+
+    def _until(
+        self, tol: float, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor, v: Tensor, probe: Tensor, h: float
+    ) -> Tensor:
+        """The steps, of those samples whose gap is not below tol yet."""
+        active = torch.arange(len(x), device=x.device)
+        own = isinstance(self.eps, Tensor) and self.eps.numel() > 1
+        for k in range(self.steps):
+            if len(active) == 0:  # the host read
+                break
+            v[active], probe[active], gap = ops.frank_wolfe_step(
+                g0[active],
+                oracle.gradient(probe[active], y[active]),
+                v[active],
+                x[active],
+                self.p,
+                self.eps[active] if own else self.eps,  # type: ignore[index]
+                gamma=2 / (k + 2) if self.gamma is None else self.gamma,
+                h=h,
+                bounds=self.bounds,
+                in_box=self.in_box,
+            )
+            active = active[gap >= tol]
+        return (x + v).clamp(*self.bounds)
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         gamma = _REPLAY_GAMMA if self.gamma is None else self.gamma

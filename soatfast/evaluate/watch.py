@@ -53,6 +53,8 @@ def can_watch(attack: Any, x: Tensor) -> bool:
         return False
     if isinstance(attack, SOAE) and attack.compact:  # asks about parts of the batch
         return False
+    if isinstance(attack, FrankWolfe) and attack.tol is not None:  # so does this
+        return False
     return x.dtype in (torch.float32, torch.float64)
 
 

@@ -35,7 +35,7 @@ class SCORPIO(Loss):
     needed.
 
     Args:
-        eps, p, bounds, steps, scheme, h, gamma, init, in_box, mode, engine: of the attack. The training
+        eps, p, bounds, steps, scheme, h, gamma, init, in_box, tol, mode, engine: of the attack. The training
             forwards, and the clean pass where it is shared, are run as the caller has them.
         strength: r > 0; the paper tunes it in 0.5..1.5.
         recycle: share the clean pass where the mode allows it.
@@ -44,8 +44,8 @@ class SCORPIO(Loss):
     Defaults: the paper's CIFAR-10 Linf setting FE(3): eps = 8/255, h = r = 1.05.
 
     Passes, FE(N): N+1 forwards and backwards to the input, then 2 forwards and 1 backward to the parameters (1 forward
-    at r = 1). Shared: N+2 forwards, N backwards to the input, 2 backwards to the parameters. With a memory: N forwards
-    and backwards to the input in place of N+1.
+    at r = 1). Shared: N+2 forwards, N backwards to the input, 2 backwards to the parameters. With ``tol`` these are
+    the most. With a memory: N forwards and backwards to the input in place of N+1.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -64,6 +64,7 @@ class SCORPIO(Loss):
     gamma: float | None = None
     init: Init = "scaled"
     in_box: bool = False
+    tol: float | None = None
     mode: Mode = "eval"
     engine: str = "eager"
     strength: float = 1.05
@@ -90,6 +91,7 @@ class SCORPIO(Loss):
             gamma=self.gamma,
             init=self.init,
             in_box=self.in_box,
+            tol=self.tol,
             mode=self.mode,
             engine=self.engine,
         )
