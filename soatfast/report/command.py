@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soatfast.report.sections import RESULTS, Section, comparison, sections, trainings, unfinished
+from soatfast.report.sections import RESULTS, Section, comparison, evaluation, sections, trainings, unfinished
 from soatfast.train import checkpoint
 from soatfast.train.errors import UserError
 
@@ -66,6 +66,8 @@ def page(folder: Path, parts: list[Section], missing: list[str]) -> str:
 
 
 def _about(results: dict[str, Any], runs: dict[str, Any]) -> str:
+    if not runs and not results:
+        return "Of a model that was trained elsewhere."
     words = [f"{len(runs)} finished training{'s' if len(runs) != 1 else ''}"]
     if results:
         versions = results["installation"]["versions"]
@@ -78,9 +80,12 @@ def _details(folder: Path, results: dict[str, Any]) -> dict[str, str]:
     def text(value: Any) -> str:
         return json.dumps(value, indent=2, ensure_ascii=False)
 
+    found = evaluation(folder)
+    extra = {"Evaluation": text({key: value for key, value in found.items() if key != "tables"})} if found else {}
     if results:
         shown = {"Options": results["config"], "Attacks": results["attacks"], "Installation": results["installation"]}
         losses = {name: method["loss"] for name, method in results["methods"].items()}
-        return {name: text(value) for name, value in {**shown, "Losses": losses}.items()}
+        return {name: text(value) for name, value in {**shown, "Losses": losses}.items()} | extra
     paths = [folder / checkpoint.OPTIONS, *sorted(folder.glob(f"*/seed-*/{checkpoint.OPTIONS}"))]
-    return {str(p.parent.relative_to(folder.parent)): p.read_text(encoding="utf-8") for p in paths if p.is_file()}
+    listed = {str(p.parent.relative_to(folder.parent)): p.read_text(encoding="utf-8") for p in paths if p.is_file()}
+    return listed | extra

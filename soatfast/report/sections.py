@@ -102,6 +102,12 @@ def _evaluated(folder: Path) -> bool:
     return (folder / "evaluation.json").is_file() and (folder / TABLE).is_file()
 
 
+def evaluation(folder: Path) -> dict[str, Any]:
+    """What `soatfast evaluate` wrote into the folder, {} where it has not, or is not done."""
+    written = checkpoint.read_json(folder / "evaluation.json") if _evaluated(folder) else {}
+    return written if isinstance(written, dict) else {}
+
+
 def _comparison(folder: Path, results: dict[str, Any]) -> Section:
     table = _table(folder / RESULTS, results)
     shown = _file(folder / "comparison.png", "accuracy under PGD-40 against training seconds, and attacked samples")

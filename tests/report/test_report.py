@@ -133,6 +133,19 @@ def test_an_unfinished_evaluation_shows_no_figures_of_an_earlier_one(run: Path) 
     assert unfinished(run) == [] and "Evaluation" in [s.title for s in sections(run)]
 
 
+def test_an_evaluation_alone_names_its_options(tmp_path: Path) -> None:
+    table = Table("figures", [Column("name", "attack")], [{"name": "pgd40"}])
+    written = {"config": {"eps": 0.125}, "installation": {"versions": {}}, "tables": [table.to_json()]}
+    (tmp_path / "evaluation.json").write_text(json.dumps(written))
+    (tmp_path / "evaluation.md").write_text("")
+    path = report(ReportConfig(run_dir=tmp_path))
+    assert "Of a model that was trained elsewhere." in path.read_text(encoding="utf-8")
+    page = read(path)
+    assert "pgd40" in page.words["td"]
+    (details,) = page.words["pre"]
+    assert json.loads(details) == {"config": {"eps": 0.125}, "installation": {"versions": {}}}
+
+
 def test_a_single_training(run: Path) -> None:
     page = read(report(ReportConfig(run_dir=run / "pgd4" / "seed-0")))
     assert [h.strip() for h in page.words["h2"]] == ["Training", "Options and versions"]
