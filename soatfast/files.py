@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from soatfast.errors import RunFolderError
 from soatfast.memory import PerturbationMemory
@@ -79,3 +81,26 @@ def make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RunFolderError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
+
+
+def digest(x: Tensor, y: Tensor) -> str:
+    """SHA-256 of a batch's shape and bytes."""
+    state = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
+    for t in (x, y):
+        state.update(_bytes(t))
+    return state.hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the names and values of the state dict: the same weights, whatever file they came from."""
+    state = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        state.update(name.encode())
+        if isinstance(value, Tensor):  # a module may keep other things there
+            state.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            state.update(_bytes(value))
+    return state.hexdigest()
+
+
+def _bytes(t: Tensor) -> Any:
+    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from soatfast.errors import RunFolderError
 from soatfast.evaluate.cell import FIELDS, Cell
@@ -183,26 +180,3 @@ def _changes(then: Any, now: Any, name: str = "") -> list[str]:
             for line in _changes(then.get(key, "not set"), now.get(key, "not set"), f"{name}.{key}" if name else key)
         ] or ([f"the order of {name or 'them'}"] if list(then) != list(now) else [])
     return [] if then == now else [f"{name} was {then}, now {now}"]
-
-
-def digest(x: Tensor, y: Tensor) -> str:
-    """Of a batch's bytes."""
-    state = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
-    for t in (x, y):
-        state.update(_bytes(t))
-    return state.hexdigest()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Of all that the model's state dict holds."""
-    state = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        state.update(name.encode())
-        if isinstance(value, Tensor):
-            state.update(f"{tuple(value.shape)} {value.dtype}".encode())
-            state.update(_bytes(value))
-    return state.hexdigest()
-
-
-def _bytes(t: Tensor) -> Any:
-    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -23,7 +23,7 @@ from soatfast.evaluate.cell import Runnable, attack_batch, clean_batch
 from soatfast.evaluate.quality import require_torchmetrics
 from soatfast.evaluate.standard import cheapest_first, standard_attacks
 from soatfast.evaluate.table import Column, Table
-from soatfast.files import describe, write_text
+from soatfast.files import describe, digest, fingerprint, write_text
 from soatfast.passes import Passes
 
 Loader = Iterable[Any]
@@ -225,7 +225,7 @@ def suite(
         "compact": compact,
         "worst_case": worst_case,
         "quality": _measures(quality),
-        "weights": records.weights_digest(model),
+        "weights": fingerprint(model),
     }
     store = records.Store(options, None if folder is None else Path(folder), resume)
     if folder is not None:
@@ -288,7 +288,7 @@ def _run(
         x, y = _pair(batch, index)
         for bounds in boxes:
             checks.check_data(x, y, bounds, f"batch {index}")
-        mark = records.digest(x, y)
+        mark = digest(x, y)
         if index < stored:
             store.check_same(index, mark)
             done += len(y)

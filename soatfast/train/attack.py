@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
+from soatfast.files import fingerprint
 from soatfast.gradients import count_passes
 from soatfast.passes import Passes
 from soatfast.train import checkpoint
@@ -27,7 +28,7 @@ from soatfast.train.errors import RunFolderError, UserError
 from soatfast.train.methods import ATTACKS, Task, check_ball
 from soatfast.train.models import MODELS
 from soatfast.train.progress import Progress
-from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.specs import Subject
 from soatfast.train.start import Start
 
 EXAMPLES, RESULTS, SHOWN = "adversarial.npz", "attack.json", "attack.md"

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from soatfast.curvature import top_eigenpair
 from soatfast.evaluate.pictures import PALETTE
-from soatfast.evaluate.records import digest
 from soatfast.evaluate.table import Column, Table
+from soatfast.files import digest, fingerprint
 from soatfast.gradients import InputGradient
 from soatfast.train import checkpoint, parts
 from soatfast.train.finished import Finished, open_comparison
 from soatfast.train.methods import METHODS
 from soatfast.train.progress import Progress
-from soatfast.train.specs import fingerprint
 from soatfast.train.start import Start
 
 _BATCH = 100

@@ -18,13 +18,14 @@ from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.records import FILE
 from soatfast.evaluate.suite import Report
 from soatfast.evaluate.table import Table
+from soatfast.files import fingerprint
 from soatfast.passes import Passes
 from soatfast.train import checkpoint
 from soatfast.train.data import Data
 from soatfast.train.errors import UserError
 from soatfast.train.methods import check_ball
 from soatfast.train.models import MODELS
-from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.specs import Subject
 from soatfast.train.start import Start
 
 FIGURES = "evaluation.json"

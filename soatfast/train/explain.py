@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.attacks import Attack
-from soatfast.evaluate.records import digest
 from soatfast.evaluate.table import Column, Table
 from soatfast.explain import ContrastivePair, Explanation, PertinentNegative, PertinentPositive, Saliency, gallery
 from soatfast.explain.explanation import Role
+from soatfast.files import digest, fingerprint
 from soatfast.passes import Passes
 from soatfast.train import checkpoint, parts
 from soatfast.train.finished import Finished, open_comparison
 from soatfast.train.methods import ATTACKS, METHODS, Task
 from soatfast.train.progress import Progress
-from soatfast.train.specs import fingerprint
 from soatfast.train.start import Start
 
 _BATCH, _SEARCHED = 100, 1000

@@ -6,7 +6,6 @@ A weights file never runs any: safetensors, or a .pt / .pth file read with weigh
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -265,12 +264,3 @@ def _place(tensor: Tensor) -> Any:
 def _some(names: Iterable[str]) -> str:
     shown = list(names)
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the names and values of the state dict: the same weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -12,12 +12,13 @@ from accelerate import PartialState
 
 from soatfast.evaluate.accuracy import accuracy
 from soatfast.evaluate.table import Column, Table
+from soatfast.files import fingerprint
 from soatfast.losses import Loss
 from soatfast.train import checkpoint
 from soatfast.train.choices import ATTACK_CLASSES, LOSS_CLASSES, Choice, as_loss, subcommands
 from soatfast.train.methods import METHODS, Task, check_ball, suited, with_engine
 from soatfast.train.progress import Progress
-from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.specs import Subject
 from soatfast.train.start import Start
 from soatfast.train.trainer import TrainConfig, TrainResult, train
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from soatfast.files import fingerprint
 from soatfast.train import ModelError, SmallCNN, load_weights, make_model
-from soatfast.train.specs import Subject, fingerprint
+from soatfast.train.specs import Subject
 from tests.train.conftest import same, weights
 
 MODULE = """
