@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 import platform
@@ -19,7 +18,9 @@ from soatfast.evaluate import pictures
 from soatfast.evaluate.accuracy import AccuracyResult, accuracy, gather
 from soatfast.evaluate.autoattack import require_torchattacks
 from soatfast.evaluate.table import Column, Table
-from soatfast.train import checkpoint, papers
+from soatfast.files import digest, fingerprint
+from soatfast.passes import Passes
+from soatfast.train import checkpoint, papers, parts
 from soatfast.train.data import Data, load_data
 from soatfast.train.errors import UserError
 from soatfast.train.methods import ATTACKS, BASELINE, DEMO, METHODS, QUICK, Task, check_ball, suited, with_engine
@@ -168,22 +169,22 @@ def _evaluate(
 ) -> AccuracyResult:
     """The accuracy under one attack, kept in the run's folder: the attacks of the tables outlast their trainings."""
     attack = ATTACKS[key][1](task)
-    kept = folder / "attacks" / f"{key}.json"
     x, y = gather(samples)
-    weights = hashlib.sha256((folder / checkpoint.WEIGHTS).read_bytes()).hexdigest()
-    images = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
-    asked = {"attack": checkpoint.describe(attack), "samples": images, "weights": weights}
-    if kept.is_file():
-        found = checkpoint.read_json(kept)
-        if found["asked"] == asked:
-            correct = torch.tensor(found["correct"])
-            return AccuracyResult(int(correct.sum()) / len(correct), correct, *found["rest"])
-    batch_size = 1000 if key == "autoattack" else 250  # each of AutoAttack's attacks shrinks the batch to the survivors
-    result = accuracy(model, (x, y), attack, batch_size)
-    kept.parent.mkdir(exist_ok=True)
-    rest = [result.attacked, result.passes, result.seconds]
-    checkpoint.write_json(kept, {"asked": asked, "correct": result.correct.tolist(), "rest": rest})
-    return result
+
+    def make() -> dict[str, Tensor]:
+        batch_size = 1000 if key == "autoattack" else 250  # AutoAttack's attacks shrink the batch to the survivors
+        result = accuracy(model, (x, y), attack, batch_size)
+        costs = torch.tensor([result.attacked, *result.passes.values()])
+        return {"correct": result.correct, "costs": costs, "seconds": torch.tensor(result.seconds, dtype=torch.float64)}
+
+    asked = {"attack": attack, "samples": digest(x, y), "weights": fingerprint(model)}
+    path = folder / parts.FOLDER / f"{key}.safetensors"
+    found = parts.kept(path, asked, make, config.fresh)
+    attacked, *passes = found["costs"].tolist()
+    names = (f.name for f in dataclasses.fields(Passes))
+    correct = found["correct"]
+    share = int(correct.sum()) / len(correct)
+    return AccuracyResult(share, correct, attacked, dict(zip(names, passes, strict=True)), float(found["seconds"]))
 
 
 def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:

@@ -95,10 +95,10 @@ def test_files(done):
     for name in DEMO:
         folder = config.run_dir / name / "seed-0"
         assert {p.name for p in folder.iterdir()} == {
-            "attacks",
             "checkpoint-0002",
             "model.safetensors",
             "options.json",
+            "parts",
             "result.json",
         }
 
