@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from soatfast.attacks import PGD
 from soatfast.evaluate.table import Column, Table
 from soatfast.losses import SCORPIO, AdversarialTraining
 from soatfast.train import checkpoint
-from soatfast.train.errors import RunFolderError, UserError
+from soatfast.train.errors import UserError
 from soatfast.train.models import SmallCNN
 from soatfast.train.progress import Progress
 from soatfast.train.start import Start
@@ -71,7 +70,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, checkout: Path 
     checkpoint.make_writable(config.run_dir)
     options = {"command": "bench", "quick": quick, "machine": _machine()}
     if config.fresh:
-        _remove(config.run_dir)
+        checkpoint.remove_command(config.run_dir, "bench", "benchmarks", _PARTS, RESULTS, SHOWN)
     checkpoint.check_options(config.run_dir, options)
     checkpoint.write_options(config.run_dir, options)
     if quick:
@@ -86,17 +85,6 @@ def _machine() -> dict[str, Any]:
     """What a figure holds for: figures of two machines, versions or thread numbers do not go into one table."""
     version, threads = soatfast.__version__, torch.get_num_threads()
     return {"cpu": platform.machine(), "threads": threads, "torch": torch.__version__, "soatfast": version}
-
-
-def _remove(folder: Path) -> None:
-    path = folder / checkpoint.OPTIONS
-    if not path.is_file():
-        return
-    if '"command": "bench"' not in path.read_text(encoding="utf-8", errors="replace"):
-        raise RunFolderError(f"{folder} does not hold benchmarks; use another folder")
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)
-    for name in (RESULTS, SHOWN, checkpoint.OPTIONS):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _names(files: list[Path], only: tuple[str, ...]) -> list[str]:

@@ -24,7 +24,7 @@ from soatfast.passes import Passes
 from soatfast.train import checkpoint
 from soatfast.train.choices import ATTACK_CLASSES, Choice, subcommands
 from soatfast.train.data import Data
-from soatfast.train.errors import RunFolderError, UserError
+from soatfast.train.errors import UserError
 from soatfast.train.methods import ATTACKS, Task, check_ball
 from soatfast.train.models import MODELS
 from soatfast.train.progress import Progress
@@ -130,7 +130,7 @@ def attack(config: AttackConfig, progress: Progress | None = None) -> Table:
     model = config.subject.make_model(data).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     options = _options(config, data, attacker, model, len(samples))  # type: ignore[arg-type]
     if config.fresh:
-        _remove(folder)
+        checkpoint.remove_command(folder, "attack", "an attack", _PARTS, EXAMPLES, RESULTS, SHOWN)
     if checkpoint.check_options(folder, options) and (folder / RESULTS).is_file() and (folder / EXAMPLES).is_file():
         progress.stage(config.label, 0, 1)
         progress.note("attacked already")
@@ -167,18 +167,6 @@ def _options(config: AttackConfig, data: Data, attacker: Any, model: nn.Module, 
         "data": {"name": data.name, "split": config.split, "samples": samples, "shape": list(data.shape)},
         "model": {"name": config.subject.model, "weights": fingerprint(model)},
     }
-
-
-def _remove(folder: Path) -> None:
-    """Delete what an attack wrote in `folder`, and nothing else."""
-    path = folder / checkpoint.OPTIONS
-    if not path.is_file():
-        return
-    if '"command": "attack"' not in path.read_text(encoding="utf-8", errors="replace"):
-        raise RunFolderError(f"{folder} does not hold an attack; use another folder")
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)
-    for name in (EXAMPLES, RESULTS, SHOWN, checkpoint.OPTIONS):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _attack_all(

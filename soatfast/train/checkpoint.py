@@ -57,6 +57,20 @@ def remove_run(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_command(folder: Path, command: str, work: str, *names: str) -> None:
+    """Delete those files and folders of `folder` and its options, where this command wrote them: its `work`."""
+    path = folder / OPTIONS
+    if not path.is_file():
+        return
+    if f'"command": "{command}"' not in path.read_text(encoding="utf-8", errors="replace"):
+        raise RunFolderError(f"{folder} does not hold {work}; use another folder")
+    for name in (*names, OPTIONS):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
 def _flat(options: Any, name: str = "") -> dict[str, Any]:
     if isinstance(options, dict):
         parts = [_flat(value, f"{name}.{key}" if name else key) for key, value in options.items()]
