@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,22 +135,19 @@ class FrankWolfe(Attack):
             return self._until(self.tol, oracle, x, y, g0, v, probe, h)
         for k in range(self.steps):
             g1 = g0 + hvp(v) if exact else oracle.gradient(probe, labels)
-            v, probe, _ = ops.frank_wolfe_step(
-                g0,
-                g1,
-                v,
-                x,
-                self.p,
-                self.eps,
-                gamma=2 / (k + 2) if self.gamma is None else self.gamma,
-                h=h,
-                central=central,
-                last=k == self.steps - 1,
-                bounds=self.bounds,
-                in_box=self.in_box,
-            )
+            last = k == self.steps - 1
+            v, probe, _ = self._step(k, g0, g1, v, x, self.eps, h=h, central=central, last=last)
             del g1  # or it would lie there during the next pass, where the memory peaks
         return probe
+
+    def _step(
+        self, k: int, g0: Tensor, g1: Tensor, v: Tensor, x: Tensor, eps: float | Tensor, **how: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Step k: (v', probe, gap)."""
+        gamma = 2 / (k + 2) if self.gamma is None else self.gamma
+        return ops.frank_wolfe_step(
+            g0, g1, v, x, self.p, eps, gamma=gamma, bounds=self.bounds, in_box=self.in_box, **how
+        )
 
     def _until(
         self, tol: float, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor, v: Tensor, probe: Tensor, h: float
@@ -160,18 +158,8 @@ class FrankWolfe(Attack):
         for k in range(self.steps):
             if len(active) == 0:  # the host read
                 break
-            v[active], probe[active], gap = ops.frank_wolfe_step(
-                g0[active],
-                oracle.gradient(probe[active], y[active]),
-                v[active],
-                x[active],
-                self.p,
-                self.eps[active] if own else self.eps,  # type: ignore[index]
-                gamma=2 / (k + 2) if self.gamma is None else self.gamma,
-                h=h,
-                bounds=self.bounds,
-                in_box=self.in_box,
-            )
+            g1, eps = oracle.gradient(probe[active], y[active]), self.eps[active] if own else self.eps  # type: ignore[index]
+            v[active], probe[active], gap = self._step(k, g0[active], g1, v[active], x[active], eps, h=h)
             active = active[gap >= tol]
         return (x + v).clamp(*self.bounds)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import FrankWolfe
-from ..attacks.base import check_batch
+from ..attacks.base import check_batch, check_number
 from ..gradients import Mode
 from ..hvp import Scheme
 from ..memory import PerturbationMemory
@@ -72,10 +72,7 @@ class SCORPIO(Loss):
     memory: PerturbationMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)):
-            raise TypeError(f"strength must be a number, got {type(self.strength).__name__}")
-        if not 0 < self.strength < math.inf:
-            raise ValueError(f"strength must be finite and > 0, got {self.strength!r}")
+        check_number(self.strength, "strength")
         check_memory(self.memory, self.attack)  # making the attack checks the rest
 
     @property
