@@ -1,9 +1,6 @@
 """The command line: what it prints, and that what a user can mend ends in one line."""
 
 import io
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from rich.console import Console
 import soatfast
 from soatfast import cli
 from soatfast.train.progress import PlainProgress, RichProgress, make_progress
+from tests.interrupted import interrupted_and_again
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -140,43 +138,11 @@ def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
 
 def test_ctrl_c_then_the_same_command_resumes(tmp_path):
     pytest.importorskip("mlxtend")
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "soatfast.cli",
-        "compare",
-        "--run-dir",
-        str(tmp_path),
-        *TINY,
-        "--epochs",
-        "60",
-    ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    try:
-        for line in process.stdout:
-            if "epoch  1/60" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, error
-    assert error == "interrupted; the same command (without --fresh) resumes\n"
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
-    assert again.returncode == 0, again.stderr
-    assert "resumed after epoch" in again.stdout
-    assert "epoch  1/60" not in again.stdout
-    assert "epoch 60/60" in again.stdout
+    command = ["compare", "--run-dir", str(tmp_path), *TINY, "--epochs", "60"]
+    again = interrupted_and_again(command, tmp_path, "epoch  1/60")
+    assert "resumed after epoch" in again
+    assert "epoch  1/60" not in again
+    assert "epoch 60/60" in again
 
 
 def test_progress_fits_its_output():

@@ -4,28 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from soatfast.attacks import FGSM, PGD
 from soatfast.evaluate import Curve, accuracy_against_eps, steps_plateau
 from soatfast.evaluate import suite as run_suite
 from soatfast.passes import Passes
-from tests.nets import batch, relu_net
 
 EPS = (0.2, 0.0, 0.05, 0.1)
-
-
-@pytest.fixture
-def net():
-    return relu_net()
-
-
-@pytest.fixture
-def samples(net):
-    x, y = batch(n=50)
-    with torch.no_grad():
-        predicted = net(x).argmax(1)
-    return x, torch.where(torch.arange(50) % 4 == 0, y, predicted)
 
 
 def point(net, samples, attack, name):

@@ -1,6 +1,5 @@
 """PSNR and SSIM against loops over their definitions."""
 
-import builtins
 import math
 
 import pytest
@@ -68,15 +67,7 @@ def test_wrong_arguments(a, b, data_range, text):
         image_quality(torch.rand(a), torch.rand(b), data_range)
 
 
-def test_without_torchmetrics(monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.startswith("torchmetrics"):
-            raise ImportError("no such package")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+def test_without_torchmetrics(without_torchmetrics):
     with pytest.raises(ImportError, match="pip install torchmetrics"):
         image_quality(torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16))
 

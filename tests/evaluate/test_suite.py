@@ -25,19 +25,6 @@ ATTACKS = {"pgd": PGD(eps=EPS, steps=4), "fgsm": FGSM(eps=0.05), "haat": HAAT(ep
 
 
 @pytest.fixture
-def net():
-    return relu_net()
-
-
-@pytest.fixture
-def samples(net):
-    x, y = batch(n=50)
-    with torch.no_grad():
-        predicted = net(x).argmax(1)
-    return x, torch.where(torch.arange(50) % 4 == 0, y, predicted)
-
-
-@pytest.fixture
 def loader(samples):
     """Batches of 20, 20 and 10."""
     return DataLoader(TensorDataset(*samples), 20)

@@ -1,6 +1,5 @@
 """PSNR and SSIM in the suite: of which examples, what an unperturbed one counts, what is said where there are none."""
 
-import builtins
 import math
 
 import numpy as np
@@ -29,18 +28,6 @@ def samples(net):
     with torch.no_grad():
         predicted = net(x).argmax(1)
     return x, torch.where(torch.arange(24) % 4 == 0, (predicted + 1) % 4, predicted)
-
-
-@pytest.fixture
-def without_torchmetrics(monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.startswith("torchmetrics"):
-            raise ImportError("no such package")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
 
 
 def brighter(model, x, y):

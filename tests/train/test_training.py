@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from soatfast.train import TrainConfig
 from soatfast.train.choices import ATTACK_CLASSES, LOSS_CLASSES, choice
 from soatfast.train.specs import Subject
 from soatfast.train.training import TrainingConfig, training
+from tests.interrupted import interrupted_and_again
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,31 +195,8 @@ def test_help_names_the_options(capsys):
 
 
 def test_ctrl_c_then_the_same_command_resumes(tmp_path, data):
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "soatfast.cli", *words(tmp_path / "cut", data, epochs=60)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    try:
-        for line in process.stdout:
-            if "epoch  1/60" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, error
-    assert error == "interrupted; the same command (without --fresh) resumes\n"
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
-    assert again.returncode == 0, again.stderr
-    assert "resumed after epoch" in again.stdout and "epoch 60/60" in again.stdout
+    again = interrupted_and_again(words(tmp_path / "cut", data, epochs=60), tmp_path, "epoch  1/60")
+    assert "resumed after epoch" in again and "epoch 60/60" in again
     config = TrainingConfig(
         run_dir=tmp_path / "whole",
         subject=Subject(data=data),
