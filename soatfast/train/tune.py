@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-import soatfast
+from soatfast.engine import parse
 from soatfast.evaluate.table import Column, Table
 from soatfast.train import checkpoint
 from soatfast.train.progress import Progress
@@ -44,7 +44,7 @@ class TuneConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for engine in self.engines:
-            soatfast.engine.parse(engine)
+            parse(engine)
 
 
 def tune_command(config: TuneConfig, progress: Progress | None = None) -> Table:
