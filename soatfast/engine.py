@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ PARTS = (*_PRECISIONS, *_FLAGS)
 class Engine:
     """What :func:`parse` makes of a name.
 
-    precision: the passes run under autocast to it. x, the gradient and every result keep x's dtype.
+    precision: the passes run under autocast to it, with weights cast once an attack. x, the gradient and every result
+        keep x's dtype.
     channels_last: images, and for the time of the attack the convolutions' weights, lie in memory channels last.
     compile: the model's forward goes through torch.compile. The model's own hooks run as ever; one that an inner module
         gets after the first compiled pass may not be seen, as torch.compile does not look for them again.
@@ -61,13 +62,12 @@ def images_channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def weights_channels_last(model: nn.Module, copy: bool = True) -> list[tuple[nn.Parameter, Tensor]]:
-    """Give the model's 4-d parameters channels-last copies of their data; what they had before, for :func:`put_back`.
+def weights_channels_last(model: nn.Module, before: list[tuple[nn.Parameter, Tensor]], copy: bool = True) -> None:
+    """Give the model's 4-d parameters channels-last copies of their data, and put what they had into ``before``.
 
     A model that is channels_last already, ``model.to(memory_format=torch.channels_last)``, is left alone; with
     copy=False any other is a ValueError.
     """
-    before: list[tuple[nn.Parameter, Tensor]] = []
     with torch.inference_mode(False):
         for p in model.parameters():
             if p.dim() == 4 and not p.is_contiguous(memory_format=torch.channels_last):
@@ -78,7 +78,31 @@ def weights_channels_last(model: nn.Module, copy: bool = True) -> list[tuple[nn.
                     )
                 before.append((p, p.data))
                 p.data = p.data.contiguous(memory_format=torch.channels_last)
-    return before
+
+
+Held = tuple[nn.Module, str, nn.Parameter]
+_CAST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts in every pass
+
+
+def cast_weights(modules: Iterable[nn.Module], dtype: torch.dtype, before: list[Held]) -> None:
+    """Put copies of dtype in the place of the layers' float32 weights, and what was there into ``before``.
+
+    Autocast would make the same copies again in each pass, as it only keeps those of weights that need gradients.
+    Measured on ResNet-18 with bf16 on a CPU: ten passes take 0.67 (batch 1), 0.83 (8) and 0.98 (32) of the time. The
+    parameters themselves are not touched, and a layer of another class (a subclass, a parametrised one) is left alone.
+    """
+    with torch.inference_mode(False):
+        for module in modules:
+            for name in ("weight", "bias") if type(module) in _CAST else ():
+                p = module._parameters.get(name)
+                if p is not None and p.dtype == torch.float32:
+                    before.append((module, name, p))
+                    module._parameters[name] = nn.Parameter(p.detach().to(dtype), requires_grad=False)
+
+
+def put_layers_back(before: list[Held]) -> None:
+    for module, name, p in before:
+        module._parameters[name] = p
 
 
 def put_back(before: list[tuple[nn.Parameter, Tensor]]) -> None:

@@ -83,6 +83,7 @@ class InputGradient:
         self.logits: Tensor | None = None  # of the last pass, detached
         self._flags: list[tuple[nn.Module, bool]] = []
         self._layouts: list[tuple[nn.Parameter, Tensor]] = []
+        self._cast: list[engines.Held] | None = None  # None: not yet cast
         self._frozen: list[nn.Parameter] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._labels_checked = False
@@ -103,7 +104,7 @@ class InputGradient:
             for p in self._frozen:
                 p.requires_grad_(False)
             if self.engine.channels_last:
-                self._layouts = engines.weights_channels_last(self.model, copy=not self.engine.graph)
+                engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
             self._save_buffers()
         except BaseException:
             self.__exit__()
@@ -111,6 +112,7 @@ class InputGradient:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._uncast()
         for module, training in self._flags:
             if module.training != training:
                 module.training = training
@@ -122,6 +124,17 @@ class InputGradient:
         self._flags, self._frozen, self._buffers, self._layouts = [], [], [], []
         self.logits = None
         self._labels_checked = False
+
+    def _cast_weights(self) -> None:
+        """Once, before the engine's first pass. A CUDA graph has to read the parameters themselves."""
+        precision = self.engine.precision
+        if self._cast is None and precision is not None and self.freeze and not self.engine.graph:
+            self._cast = []
+            engines.cast_weights((module for module, _ in self._flags), precision, self._cast)
+
+    def _uncast(self) -> None:
+        engines.put_layers_back(self._cast or [])
+        self._cast = None
 
     def _save_buffers(self) -> None:
         """Only a module in train mode changes its buffers, so in eval mode this copies nothing."""
@@ -153,6 +166,8 @@ class InputGradient:
         if self.input_dtype is not None:
             x = x.to(self.input_dtype)
         model = self.model
+        if own:
+            self._cast_weights()
         if own and self.engine.compile and isinstance(model, nn.Module) and not engines.is_compiled(model):
             with engines.compiled_forward(model):
                 logits = model(x)
@@ -301,6 +316,7 @@ class InputGradient:
         it runs in the caller's precision and not in the engine's.
         """
         parameters = self._frozen
+        self._uncast()
         try:
             for p in parameters:
                 p.requires_grad_(True)

@@ -152,7 +152,59 @@ def test_under_no_grad_and_inference_mode(engine, outer):
         assert torch.equal(PGD(eps=0.1, random_start=False, engine=engine)(model, x, y), expected)
 
 
-def test_weights_that_are_channels_last_already_are_not_copied(monkeypatch):
+class Scaled(nn.Linear):
+    """A layer with a forward of its own, which reads its weight in full precision."""
+
+    def forward(self, x):
+        assert self.weight.dtype == torch.float32
+        return nn.functional.linear(x, self.weight / self.weight.norm())
+
+
+@pytest.mark.parametrize("engine", ["bf16", "fp16", "bf16+channels_last"])
+def test_weights_are_cast_once_and_to_what_autocast_casts_them(engine):
+    model, x, y = problem()
+    model.linear = nn.Sequential(nn.Linear(8, 8), Scaled(8, 4))
+    model.eval()
+    precision, seen = parse(engine).precision, []
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=precision):
+        logits = model(leaf)
+    handle = model.conv.register_forward_hook(lambda module, args, out: seen.append(module.weight))
+    with InputGradient(model, engine=engine) as oracle:
+        _, g = oracle(x, y)
+        oracle.gradient(x, y)
+        assert torch.equal(oracle.logits, logits)
+    handle.remove()
+    derivative = ops.cross_entropy_derivative(logits.detach().float(), y)
+    if precision is torch.bfloat16 and "+" not in engine:
+        assert torch.equal(g, torch.autograd.grad(logits, leaf, derivative.to(precision))[0])
+    assert seen[0] is seen[1] and seen[0].dtype == precision and not seen[0].requires_grad
+
+
+def test_the_shared_pass_of_the_training_step_has_the_weights_of_the_training():
+    model, x, y = problem()
+    seen = []
+    model.conv.register_forward_hook(lambda module, args, out: seen.append(module.weight))
+    with InputGradient(model, mode="keep", engine="bf16") as oracle:
+        oracle.gradient(x, y)
+        total, _ = oracle.shared(x, y)
+        oracle.gradient(x, y)
+    assert [w.dtype for w in seen] == [torch.bfloat16, torch.float32, torch.bfloat16] and seen[1] is model.conv.weight
+    total.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_weights_that_change_between_two_attacks_are_cast_anew():
+    model, x, y = problem()
+    attack = PGD(eps=0.1, steps=2, random_start=False, engine="bf16")
+    attack(model, x, y)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.neg_()
+    assert torch.equal(attack(model, x, y), attack(copy.deepcopy(model), x, y))
+
+
+def test_weights_that_are_channels_last_already_are_not_copied():
     model, x, y = problem()
     model.to(memory_format=torch.channels_last)
     before = model.conv.weight.data_ptr()
