@@ -69,6 +69,7 @@ bench: setup
 	$(RUN) benchmarks.report runs/bench.json
 	$(RUN) benchmarks.scaling
 	$(RUN) benchmarks.peak_memory
+	$(RUN) benchmarks.kept_memory
 
 peers: setup
 	$(RUN) pip install -q -e ".[peers]" --no-build-isolation

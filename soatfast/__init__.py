@@ -1,6 +1,7 @@
 """soatfast: second-order adversarial training made cheap. See README.md."""
 
 from . import attacks, gradients, hvp, losses, objectives, ops, passes
+from .allocator import keep_memory
 from .config import show_config
 from .crops import CropFlip
 from .memory import PerturbationMemory
@@ -14,6 +15,7 @@ __all__ = [
     "attacks",
     "gradients",
     "hvp",
+    "keep_memory",
     "losses",
     "objectives",
     "ops",

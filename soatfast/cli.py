@@ -67,6 +67,7 @@ def _run(words: list[str]) -> None:
     # Imported here: importing takes seconds, and an interruption or error in it is handled as any other.
     import tyro
 
+    from soatfast.allocator import keep_memory
     from soatfast.bench import BenchConfig
     from soatfast.report import ReportConfig
     from soatfast.train.attack import AttackConfig
@@ -103,6 +104,7 @@ def _run(words: list[str]) -> None:
         description=_ABOUT,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
+    keep_memory()
     next(run for kind, run in commands.values() if isinstance(command, kind))(command)
 
 

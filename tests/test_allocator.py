@@ -1,0 +1,55 @@
+"""keep_memory: memory that was freed is used again without a page fault, and a user's own settings stay."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import torch
+import soatfast
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(1 << 24)  # 64 MB, 16384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+done = soatfast.keep_memory()
+torch.ones(1 << 24)
+print(done, given_back, faults())
+"""
+
+
+def run(program: str, **environment: str) -> list[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    return subprocess.run(
+        [sys.executable, "-c", program], env={**own, **environment}, check=True, capture_output=True, text=True
+    ).stdout.split()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_freed_memory_is_used_again_without_a_page_fault():
+    done, given_back, kept = run(FAULTS)
+    if done == "False":
+        pytest.skip("this C library has no mallopt")
+    assert int(given_back) > 5 * int(kept) + 1000, (given_back, kept)
+
+
+def test_settings_of_the_environment_are_left_alone():
+    (done,) = run("import soatfast; print(soatfast.keep_memory())", MALLOC_ARENA_MAX="2")
+    assert done == "False"
+
+
+@pytest.mark.parametrize("missing", ["platform", "mallopt"])
+def test_systems_without_it(missing, monkeypatch):
+    from soatfast import allocator
+
+    if missing == "platform":
+        monkeypatch.setattr(sys, "platform", "darwin")
+    else:
+        monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    assert allocator.keep_memory() is False
