@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .harness import ROWS, SMOKE_ROWS, race_op, rows
+from . import harness
+from .harness import SMOKE_ROWS, race_op, rows
 
 
 @pytest.mark.parametrize("classes", [10, 1000])
 def bench_cross_entropy_derivative(benchmark, classes: int) -> None:
-    count = SMOKE_ROWS if benchmark.disabled else ROWS
+    count = SMOKE_ROWS if benchmark.disabled else harness.ROWS
     logits = 4 * rows("logits", shape=(count, classes))["logits"]
     y = torch.arange(count) % classes
     race_op(benchmark, f"cross_entropy_derivative, K = {classes}", "cross_entropy_derivative", logits, y, 1.0)

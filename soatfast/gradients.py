@@ -83,7 +83,7 @@ class InputGradient:
         self.logits: Tensor | None = None  # of the last pass, detached
         self._flags: list[tuple[nn.Module, bool]] = []
         self._layouts: list[tuple[nn.Parameter, Tensor]] = []
-        self._cast: list[engines.Held] | None = None  # None: not yet cast
+        self._cast: engines.CastWeights | None = None
         self._frozen: list[nn.Parameter] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._labels_checked = False
@@ -105,6 +105,8 @@ class InputGradient:
                 p.requires_grad_(False)
             if self.engine.channels_last:
                 engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
+            if self.engine.precision and self.freeze and not self.engine.graph:  # a graph reads the parameters anew
+                self._cast = engines.CastWeights((m for m, _ in self._flags), self.engine.precision)
             self._save_buffers()
         except BaseException:
             self.__exit__()
@@ -112,7 +114,6 @@ class InputGradient:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._uncast()
         for module, training in self._flags:
             if module.training != training:
                 module.training = training
@@ -121,20 +122,9 @@ class InputGradient:
             p.requires_grad_(True)
         for buffer, saved in self._buffers:
             buffer.data.copy_(saved)  # .data: a graph that the caller still holds has saved this version of the buffer
-        self._flags, self._frozen, self._buffers, self._layouts = [], [], [], []
+        self._flags, self._frozen, self._buffers, self._layouts, self._cast = [], [], [], [], None
         self.logits = None
         self._labels_checked = False
-
-    def _cast_weights(self) -> None:
-        """Once, before the engine's first pass. A CUDA graph has to read the parameters themselves."""
-        precision = self.engine.precision
-        if self._cast is None and precision is not None and self.freeze and not self.engine.graph:
-            self._cast = []
-            engines.cast_weights((module for module, _ in self._flags), precision, self._cast)
-
-    def _uncast(self) -> None:
-        engines.put_layers_back(self._cast or [])
-        self._cast = None
 
     def _save_buffers(self) -> None:
         """Only a module in train mode changes its buffers, so in eval mode this copies nothing."""
@@ -165,20 +155,26 @@ class InputGradient:
         """Logits by the engine; own=False: by the model as the caller has it."""
         if self.input_dtype is not None:
             x = x.to(self.input_dtype)
-        model = self.model
-        if own:
-            self._cast_weights()
-        if own and self.engine.compile and isinstance(model, nn.Module) and not engines.is_compiled(model):
-            with engines.compiled_forward(model):
-                logits = model(x)
+        if not own:
+            logits = self.model(x)
+        elif self._cast is None:
+            logits = self._run(x)
         else:
-            logits = model(x)
+            with self._cast.in_place():
+                logits = self._run(x)
         check_logits(logits, len(x))
         if not self._labels_checked:
             check_labels(y, logits.shape[1])
             self._labels_checked = True
         self.logits = logits.detach()
         return logits
+
+    def _run(self, x: Tensor) -> Tensor:
+        model = self.model
+        if self.engine.compile and isinstance(model, nn.Module) and not engines.is_compiled(model):
+            with engines.compiled_forward(model):
+                return model(x)
+        return model(x)
 
     @contextlib.contextmanager
     def _head(self, logits: Tensor) -> Iterator[Tensor]:
@@ -316,7 +312,6 @@ class InputGradient:
         it runs in the caller's precision and not in the engine's.
         """
         parameters = self._frozen
-        self._uncast()
         try:
             for p in parameters:
                 p.requires_grad_(True)

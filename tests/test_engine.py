@@ -194,14 +194,37 @@ def test_the_shared_pass_of_the_training_step_has_the_weights_of_the_training():
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-def test_weights_that_change_between_two_attacks_are_cast_anew():
+def test_weights_that_change_are_cast_anew_also_inside_the_block():
     model, x, y = problem()
-    attack = PGD(eps=0.1, steps=2, random_start=False, engine="bf16")
-    attack(model, x, y)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.neg_()
-    assert torch.equal(attack(model, x, y), attack(copy.deepcopy(model), x, y))
+    with InputGradient(model, engine="bf16") as oracle:
+        first = oracle.gradient(x, y)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(2)
+        second = oracle.gradient(x, y)
+    with InputGradient(copy.deepcopy(model), engine="bf16") as fresh:
+        assert torch.equal(second, fresh.gradient(x, y)) and not torch.equal(first, second)
+
+
+def test_the_model_is_the_callers_own_between_two_passes():
+    model, x, y = problem()
+    expected = copy.deepcopy(model).eval()(x)
+    with InputGradient(model, engine="bf16") as oracle:
+        oracle.gradient(x, y)
+        assert torch.equal(model(x), expected)  # in float32, outside of autocast
+
+
+def test_weights_made_in_inference_mode_have_no_version_and_are_left_to_autocast():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    usual = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    usual.load_state_dict(model.state_dict())
+    x, y = torch.rand(3, 4), torch.tensor([0, 1, 0])
+    found = []
+    for each in (model, usual):
+        with torch.inference_mode(), InputGradient(each, engine="bf16") as oracle:
+            found.append(oracle.gradient(x, y))
+    assert torch.equal(*found)
 
 
 def test_weights_that_are_channels_last_already_are_not_copied():
