@@ -4,13 +4,11 @@
 
 The exponent is the slope of log t against log n by least squares, over the sizes at which the operands exceed four
 times the last cache (ops) or fixed costs no longer show (attacks); the table says from where. The sizes of a line take
-turns and their medians count. Freed memory stays with the process while this runs, or the page faults of large tensors,
-which glibc hands back to the system at once, would be timed.
+turns and their medians count. Freed memory stays (`soatfast.keep_memory`), or page faults would be timed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import statistics
@@ -26,7 +24,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.plots import scaling_picture
-from soatfast import testing
+from soatfast import keep_memory, testing
 from soatfast.attacks import PGD, SOAE, Attack, FrankWolfe
 from soatfast.evaluate.table import Column, Table
 from soatfast.gradients import count_passes
@@ -37,7 +35,6 @@ Call = Callable[[], object]
 EPS = 0.1
 FITTED = 3  # points at least
 BEYOND = 4  # caches
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 BATCHES = (1, 4, 16, 64, 128, 256, 384, 512, 768, 1024)
 SIDES = (8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512)
 
@@ -51,7 +48,7 @@ class Options:
     cache: int = field(default_factory=lambda: last_cache())
     """Bytes of the last cache; by default what the system says."""
     largest: int = 1024
-    """No batch is larger, no side of an image longer than half of it."""
+    """No batch is larger (of an attack: than 8 times it), no side of an image longer than half of it (gmres: twice)."""
     only: tuple[str, ...] = ()
     """Which lines, by their names; none: all."""
     run_dir: Path = Path("runs")
@@ -108,14 +105,6 @@ def last_cache() -> int:
     """Bytes of the third-level cache, 32 MB where the system does not say."""
     known = os.sysconf("SC_LEVEL3_CACHE_SIZE") if "SC_LEVEL3_CACHE_SIZE" in os.sysconf_names else 0
     return known if known > 0 else 32 * 2**20
-
-
-def keep_freed_memory() -> None:
-    """malloc neither maps large blocks one by one nor gives the heap's end back. Nothing where it is not glibc's."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def measure(calls: dict[int, Call], rounds: int) -> dict[int, float]:
@@ -205,8 +194,15 @@ def lines(largest: int) -> list[Line]:
     batches = [value for value in BATCHES if value <= largest]
     sizes = [3 * side**2 for side in SIDES if side <= largest // 2]
     sides = [side for side in (28, 56, 84, 112, 168, 224) if side <= largest // 2]
+    # Samples take turns on a core, and a sample's basis is read twice: it has to be beyond the caches by itself.
+    wide = sizes + [3 * side**2 for side in (640, 768, 1024, 1280, 1536, 1792) if side <= 2 * largest]
+    crowds = batches + [value for value in (3072, 4096, 6144, 8192) if value <= 8 * largest]
     large, few, dimension = 24576, 32, 10
     pgd, wolfe = PGD(eps=EPS), FrankWolfe(eps=EPS)
+
+    def kept(n: int) -> int:  # by a pass of the small CNN: 18 times its input
+        return 18 * 4 * 28**2 * n
+
     krylov = 4 * 2 * (dimension + 1)  # basis and products
     return [
         Line(
@@ -214,12 +210,12 @@ def lines(largest: int) -> list[Line]:
         ),
         Line("pgd_step, D = 24576", "B", batches, lambda n: pgd_step(n, large), lambda n: 16 * n * large),
         Line("gmres, D = 3072, m = 10", "B", batches, lambda n: solve(n, 3072, dimension), lambda n: krylov * n * 3072),
-        Line("PGD-10, SmallCNN", "B", batches, lambda n: attack(pgd, n, 28), start=64),
-        Line("FrankWolfe FE(3), SmallCNN", "B", batches, lambda n: attack(wolfe, n, 28), start=64),
-        Line("SOAE, m = 10, SmallCNN", "B", batches, lambda n: attack(_soae(dimension), n, 28), start=64),
+        Line("PGD-10, SmallCNN", "B", crowds, lambda n: attack(pgd, n, 28), kept),
+        Line("FrankWolfe FE(3), SmallCNN", "B", crowds, lambda n: attack(wolfe, n, 28), kept),
+        Line("SOAE, m = 10, SmallCNN", "B", crowds, lambda n: attack(_soae(dimension), n, 28), kept),
         Line("frank_wolfe_step, B = 32", "D", sizes, lambda n: frank_wolfe_step(few, n), lambda n: 24 * n * few),
         Line("pgd_step, B = 32", "D", sizes, lambda n: pgd_step(few, n), lambda n: 16 * n * few),
-        Line("gmres, B = 4, m = 10", "D", sizes, lambda n: solve(4, n, dimension), lambda n: krylov * n * 4),
+        Line("gmres, B = 2, m = 10", "D", wide, lambda n: solve(2, n, dimension), lambda n: krylov // 2 * n),
         Line(
             "PGD-10, SmallCNN, B = 32",
             "D",
@@ -325,7 +321,7 @@ def threads(options: Options) -> Table:
 
 
 def main(options: Options) -> None:
-    keep_freed_memory()
+    keep_memory()
     table, plots, ends = curves(options)
     parts = [table.to_markdown()] if options.only else [table.to_markdown(), threads(options).to_markdown()]
     text = "\n".join(parts)

@@ -105,8 +105,9 @@ class InputGradient:
                 p.requires_grad_(False)
             if self.engine.channels_last:
                 engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
-            if self.engine.precision and self.freeze and not self.engine.graph:  # a graph reads the parameters anew
-                self._cast = engines.CastWeights((m for m, _ in self._flags), self.engine.precision)
+            modules = [module for module, _ in self._flags]
+            if self.engine.precision and engines.casts_once(self.engine, modules):
+                self._cast = engines.CastWeights(modules, self.engine.precision)
             self._save_buffers()
         except BaseException:
             self.__exit__()
@@ -160,7 +161,7 @@ class InputGradient:
         elif self._cast is None:
             logits = self._run(x)
         else:
-            with self._cast.in_place():
+            with self._cast.in_use():
                 logits = self._run(x)
         check_logits(logits, len(x))
         if not self._labels_checked:
