@@ -1,6 +1,6 @@
 """What `soatfast.keep_memory` saves: attacks and training steps in processes with and without it, in turns.
 
-    python -m benchmarks.kept_memory [--rounds 5]
+    python -m benchmarks.kept_memory [--rounds 3]
 
 The setting is a process's, for good, so each figure is the median of a process of its own. Peak: the largest resident
 size of the process, with PyTorch's libraries.
@@ -87,7 +87,7 @@ def measure(name: str, kept: bool) -> dict[str, float]:
 
 
 def _child(name: str, kept: bool) -> dict[str, float]:
-    program = f"from benchmarks.kept_memory import json, measure; print(json.dumps(measure({name!r}, {kept})))"
+    program = f"import json; from benchmarks.kept_memory import measure; print(json.dumps(measure({name!r}, {kept})))"
     ran = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
     found: dict[str, float] = json.loads(ran.stdout)
     return found

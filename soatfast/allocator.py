@@ -9,23 +9,24 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt's names for them, of malloc.h
 _NEVER = -1
 _LARGEST = (2**30, 2**25)  # bytes; glibc before 2.35 takes no more than the second
-_OWN = ("MALLOC_", "GLIBC_TUNABLES")
+_OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_memory() -> bool:
-    """Let the C library keep freed blocks of up to 1 GB for the next pass, in the whole process, until it ends.
+    """Let the C library keep freed blocks of up to 1 GB for the next pass, until the process ends.
 
     glibc gives blocks of more than 32 MB (and what lies at the end of the heap) back to the system as soon as they are
     freed, and a pass that asks for them again pays for every page of 4 kB anew. Batches of a training script are of
     that size. Call it once at the start of a script that attacks on a CPU; the command `soatfast` does. It changes no
     result, and tensors on a GPU are not concerned.
 
-    Measured on 2 cores (docs/engines.md): 0.67 to 0.90 of the time on the small CNN, 0.91 to 0.95 on ResNet-18, at the
-    same peak of memory. What it costs: the process holds its peak until it ends.
+    Measured on 2 cores (docs/engines.md): 0.67 to 0.90 of the time on the small CNN, 0.91 to 0.95 on ResNet-18, at a
+    peak of memory at most 4 % higher. What it costs: the process holds its peak until it ends. In threads that Python
+    starts, glibc keeps blocks of up to some 60 MB only.
 
     Returns:
         Whether it was done: False without glibc (macOS, Windows, musl), and where the environment already sets malloc
-        (MALLOC_..., GLIBC_TUNABLES), which is left as it is.
+        (MALLOC_..., GLIBC_TUNABLES) or preloads another (LD_PRELOAD), which is left as it is.
 
     >>> import soatfast
     >>> isinstance(soatfast.keep_memory(), bool)
