@@ -31,4 +31,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     harness.ROWS = config.getoption("--rows")
     if config.getoption("--keep-memory") and not keep_memory():
-        raise pytest.UsageError("--keep-memory does nothing here: it needs glibc, and no MALLOC_ or GLIBC_TUNABLES")
+        raise pytest.UsageError(
+            "--keep-memory does nothing here: it needs glibc, and an environment without settings of malloc"
+        )

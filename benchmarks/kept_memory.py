@@ -74,7 +74,9 @@ def call(name: str) -> Callable[[], object]:
 def measure(name: str, kept: bool) -> dict[str, float]:
     """In this process: median milliseconds of a call, and the process's peak in megabytes."""
     if kept and not keep_memory():
-        raise RuntimeError("keep_memory() does nothing here: it needs glibc, and no MALLOC_ or GLIBC_TUNABLES")
+        raise RuntimeError(
+            "keep_memory() does nothing here: it needs glibc, and an environment without settings of malloc"
+        )
     run = call(name)
     times = []
     for turn in range(2 + WORK[name]):

@@ -16,7 +16,7 @@ def keep_memory() -> bool:
     """Let the C library keep freed blocks of up to 1 GB for the next pass, until the process ends.
 
     glibc gives blocks of more than 32 MB (and what lies at the end of the heap) back to the system as soon as they are
-    freed, and a pass that asks for them again pays for every page of 4 kB anew. Batches of a training script are of
+    freed, and a pass that asks for them again pays for every page of 4 kB anew. What a network keeps of a batch is of
     that size. Call it once at the start of a script that attacks on a CPU; the command `soatfast` does. It changes no
     result, and tensors on a GPU are not concerned.
 

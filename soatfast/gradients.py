@@ -105,9 +105,10 @@ class InputGradient:
                 p.requires_grad_(False)
             if self.engine.channels_last:
                 engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
-            modules = [module for module, _ in self._flags]
-            if self.engine.precision and engines.casts_once(self.engine, modules):
-                self._cast = engines.CastWeights(modules, self.engine.precision)
+            if self.engine.precision:
+                modules = [module for module, _ in self._flags]
+                if engines.casts_once(self.engine, modules):
+                    self._cast = engines.CastWeights(modules, self.engine.precision)
             self._save_buffers()
         except BaseException:
             self.__exit__()

@@ -242,6 +242,24 @@ def test_weights_that_change_are_cast_anew_also_inside_the_block():
         assert torch.equal(second, fresh.gradient(x, y)) and not torch.equal(first, second)
 
 
+def test_the_copies_are_freed_with_the_block():
+    model, x, y = problem()
+    seen, usual = [], model.conv._conv_forward
+
+    def conv_forward(x, weight, bias):
+        seen.append(weakref.ref(weight))
+        return usual(x, weight, bias)
+
+    model.conv._conv_forward = conv_forward
+    gc.disable()
+    try:
+        with InputGradient(model, engine="bf16") as oracle:
+            oracle.gradient(x, y)
+        assert seen and seen[0]() is None
+    finally:
+        gc.enable()
+
+
 def test_the_model_is_the_callers_own_between_two_passes():
     model, x, y = problem()
     expected = copy.deepcopy(model).eval()(x)
