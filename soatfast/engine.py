@@ -105,30 +105,22 @@ class CastWeights:
     """
 
     def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype):
-        copies = _Copies(dtype)
-        layers = (module for module in modules if type(module) in _CAST and "forward" not in vars(module))
-        self._forwards = [(vars(layer), functools.partial(copies.forward, layer)) for layer in layers]
+        self._dtype = dtype
+        self._layers = [module for module in modules if type(module) in _CAST and "forward" not in vars(module)]
+        self._copies: dict[nn.Parameter, tuple[int, Tensor]] = {}  # of a weight: its version, the copy
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """For one pass of the model."""
         try:
-            for attributes, forward in self._forwards:
-                attributes["forward"] = forward
+            for layer in self._layers:  # made anew, so that no cycle keeps the copies beyond the attack
+                vars(layer)["forward"] = functools.partial(self._forward, layer)
             yield
         finally:
-            for attributes, _ in self._forwards:
-                attributes.pop("forward", None)
+            for layer in self._layers:
+                vars(layer).pop("forward", None)
 
-
-class _Copies:
-    """The copies, and a layer's forward with them. It knows nothing of who holds it: they go with their holder."""
-
-    def __init__(self, dtype: torch.dtype):
-        self._dtype = dtype
-        self._copies: dict[nn.Parameter, tuple[int, Tensor]] = {}  # of a weight: its version, the copy
-
-    def forward(self, layer: nn.Module, input: Tensor) -> Tensor:
+    def _forward(self, layer: nn.Module, input: Tensor) -> Tensor:
         weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
         device = input.device.type
         lowered = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == self._dtype

@@ -217,7 +217,7 @@ def test_layers_of_their_own_kind_are_left_to_autocast():
     """A subclass, a patched forward, a parametrised weight; and models with replicas or compiled parts."""
     layers = [Linear2(4, 2), nn.Linear(4, 2), parametrizations.weight_norm(nn.Linear(4, 2)), nn.Linear(4, 2)]
     layers[1].forward = partial(nn.Linear.forward, layers[1])
-    assert engine_module.CastWeights(layers[:3], torch.bfloat16)._forwards == []
+    assert engine_module.CastWeights(layers[:3], torch.bfloat16)._layers == []
     half = parse("bf16")
     assert engine_module.casts_once(half, layers)
     for other in (nn.DataParallel(nn.Linear(4, 2)), torch.compile(nn.Linear(4, 2))):
