@@ -7,12 +7,15 @@ stay in ball and box and to raise the loss as far as eager's, within 2 %.
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
 from benchmarks.bench_attack import bare_passes, problem
 from benchmarks.bench_peers import ALPHA, EPS, STEPS, check, mean_loss
 from benchmarks.harness import race
+from soatfast import engine
 from soatfast.attacks import PGD
 
 ENGINES = ("channels_last", "bf16", "bf16+channels_last", "compile+bf16+channels_last")
@@ -39,3 +42,18 @@ def bench_engine(benchmark: Any, network: str, batch: int) -> None:
     candidates[f"{STEPS} bare passes"] = lambda: bare_passes(model, x, y, STEPS)
     candidates["torchattacks"] = lambda: theirs(x, y)
     race(benchmark, f"PGD-10 by engine, {network} batch {batch}", candidates, rounds=21, checked=False)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def bench_cast_weights(benchmark: Any, batch: int) -> None:
+    """bf16 passes with the weights cast once an attack, and with autocast's casts in every pass: the same x_adv."""
+    model, x, y = problem("ResNet18", 2 if benchmark.disabled else batch)
+    attack = PGD(eps=EPS, step_size=ALPHA, steps=STEPS, random_start=False, engine="bf16")
+
+    def in_every_pass() -> torch.Tensor:
+        with mock.patch.object(engine, "casts_once", lambda *_: False):
+            return attack(model, x, y)
+
+    assert torch.equal(attack(model, x, y), in_every_pass())
+    candidates = {"cast once": lambda: attack(model, x, y), "in every pass": in_every_pass}
+    race(benchmark, f"PGD-10 in bf16, ResNet18 batch {batch}", candidates, checked=False)

@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 import tyro
 
+from benchmarks.bench_training_step import problem, step
 from soatfast import keep_memory
 from soatfast.attacks import PGD
 from soatfast.evaluate.table import Column, Table
 from soatfast.losses import SCORPIO, AdversarialTraining
-from soatfast.train.models import ResNet18, SmallCNN
 
 WORK = {
     "PGD-10, small CNN, batch 128": 20,
@@ -51,24 +51,16 @@ class Options:
 
 
 def call(name: str) -> Callable[[], object]:
-    torch.manual_seed(0)
-    what, network, size = name.split(", ")
-    batch = int(size.removeprefix("batch "))
-    model, shape = (SmallCNN(), (1, 28, 28)) if network == "small CNN" else (ResNet18(), (3, 32, 32))
-    x, y = torch.rand(batch, *shape), torch.randint(0, 10, (batch,))
+    what, network, batch = name.split(", ")
+    model, x, y = problem(
+        {"small CNN": "SmallCNN", "ResNet-18": "ResNet18"}[network], int(batch.removeprefix("batch "))
+    )
     attack = PGD(eps=0.1, steps=10)
     if what == "PGD-10":
         model.eval()
         return lambda: attack(model, x, y)
     loss = AdversarialTraining(attack) if what.startswith("PGD") else SCORPIO(eps=0.1, mode="keep")
-    optimizer = torch.optim.Adam(model.parameters())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(model, x, y).backward()
-        optimizer.step()
-
-    return step
+    return step(loss, model, x, y)
 
 
 def measure(name: str, kept: bool) -> dict[str, float]:

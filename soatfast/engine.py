@@ -97,7 +97,7 @@ class CastWeights:
     """Layers that keep their weights in a lower precision from pass to pass, for as long as autocast to it is on.
 
     Autocast makes such copies in each pass, as it keeps only those of weights that need gradients. The numbers are the
-    same. Measured on ResNet-18 with bf16 on a CPU: PGD-10 took 0.67 (batch 1), 0.83 (8) and 0.98 (32) of the time.
+    same. Measured on ResNet-18 with bf16 on a CPU: PGD-10 took 0.67 (batch 1), 0.95 (8) and 1.00 (32) of the time.
 
     The parameters are not touched: where the model reads them itself, or leaves autocast for a layer, it finds them as
     they are. Layers of another class (subclasses, parametrised ones) or with a forward of their own are left to
