@@ -8,7 +8,7 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, sys
+import resource
 import torch
 import soatfast
 
@@ -37,7 +37,8 @@ def run(program: str, **environment: str) -> list[str]:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_used_again_without_a_page_fault():
     done, given_back, kept = run(FAULTS)
-    assert done == "True" and int(given_back) > 5 * int(kept) + 1000, (given_back, kept)
+    # 81920 pages of 4 kB, or 160 of 2 MB where the system makes all large blocks of those
+    assert done == "True" and int(given_back) > 5 * int(kept) + 100, (given_back, kept)
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"])
