@@ -18,7 +18,7 @@ from torch import Tensor
 from soatfast import ops
 from soatfast.krylov import arnoldi, gmres
 
-from .harness import ROWS, SIZE, SMOKE_ROWS, race, rows
+from .harness import SIZE, race, rows, samples
 
 STEPS = 20
 
@@ -40,7 +40,7 @@ def _scipy(matvecs: Iterable[Callable[[np.ndarray], np.ndarray]], b: Tensor) -> 
 
 
 def bench_gmres(benchmark) -> None:
-    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    diagonal, b = _diagonal(samples(benchmark))
 
     def solve() -> Tensor:
         return gmres(lambda v: v * diagonal, b, max_dim=STEPS, rtol=0.0).x
@@ -56,7 +56,7 @@ def bench_gmres(benchmark) -> None:
 
 def bench_gmres_without_products(benchmark) -> None:
     """The products of a solve are kept from a first one and handed out again: only what is between them is timed."""
-    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    diagonal, b = _diagonal(samples(benchmark))
     basis = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).basis
     products = [basis[:, j] * diagonal for j in range(STEPS)]
 
@@ -89,7 +89,7 @@ def bench_givens_and_triangular_solve(benchmark) -> None:
 
     "step by step" is a call for each column, as gmres makes where it asks after every product.
     """
-    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    diagonal, b = _diagonal(samples(benchmark))
     h = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).hessenberg.contiguous()  # (B, m + 1, m)
     hessenberg = h.permute(2, 1, 0).contiguous()
     count, norms = len(h), torch.linalg.vector_norm(hessenberg, dim=1)
@@ -123,7 +123,7 @@ def bench_givens_and_triangular_solve(benchmark) -> None:
 @pytest.mark.parametrize("column", [4, 19])
 def bench_arnoldi_step(benchmark, column: int) -> None:
     """Budget: three reads of the basis (the architecture counts four), w, and the new vector."""
-    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    diagonal, b = _diagonal(samples(benchmark))
     space = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS)
     basis, status = space.basis, torch.zeros(len(b), dtype=torch.int32)
     w = basis[:, column] * diagonal
@@ -142,7 +142,7 @@ def bench_arnoldi_step(benchmark, column: int) -> None:
 
 
 def bench_krylov_combine(benchmark) -> None:
-    diagonal, b = _diagonal(SMOKE_ROWS if benchmark.disabled else ROWS)
+    diagonal, b = _diagonal(samples(benchmark))
     basis = arnoldi(lambda v: v * diagonal, b, max_dim=STEPS).basis
     y = torch.ones(STEPS, len(b))
 

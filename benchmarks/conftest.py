@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=harness.ROWS,
         metavar="B",
-        help="samples of 3072 entries that the ops are timed on; 5462 make arrays of 64 MiB",
+        help="samples of 3072 entries that the ops and the solver are timed on; 5462 make arrays of 64 MiB",
     )
     parser.addoption("--keep-memory", action="store_true", help="call soatfast.keep_memory() first")
 

@@ -132,7 +132,12 @@ def op_candidates(benchmark: Any, op: str, *args: Any) -> dict[str, Callable[[],
     return {name: partial(function, *args) for name, function in functions.items()}
 
 
-def rows(*names: str, shape: tuple[int, int] = (ROWS, SIZE)) -> dict[str, Tensor]:
+def samples(benchmark: Any) -> int:
+    """How many an op is timed on (``--rows``); a few only when nothing is timed."""
+    return SMOKE_ROWS if benchmark.disabled else ROWS
+
+
+def rows(*names: str, shape: tuple[int, int]) -> dict[str, Tensor]:
     """Fixed random tensors by name: ``x`` uniform in the box, all others normal."""
     tensors = {}
     for seed, name in enumerate(names):
@@ -143,8 +148,8 @@ def rows(*names: str, shape: tuple[int, int] = (ROWS, SIZE)) -> dict[str, Tensor
 
 
 def batch(benchmark: Any) -> dict[str, Tensor]:
-    """Gradients, perturbation, inputs and iterates of usual sizes; a few rows only when nothing is timed."""
-    count = SMOKE_ROWS if benchmark.disabled else ROWS
+    """Gradients, perturbation, inputs and iterates of usual sizes."""
+    count = samples(benchmark)
     t = rows("g", "plus", "minus", "v", "x", "noise", shape=(count, SIZE))
     g, plus, minus = 1e-3 * t["g"], 1e-3 * t["plus"], 1e-3 * t["minus"]
     x_adv = t["x"] + 0.1 * t["noise"]
