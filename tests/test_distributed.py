@@ -43,6 +43,8 @@ def work(rank: int, folder: str) -> None:
         gradients_are_the_mean_over_ranks(rank)
     finally:
         dist.destroy_process_group()
+    # DistributedDataParallel keeps the group's threads alive; one that frees a tensor while Python shuts down aborts.
+    os._exit(0)
 
 
 def different_numbers_of_steps(rank: int) -> None:
