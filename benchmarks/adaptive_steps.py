@@ -47,16 +47,17 @@ from torch import Tensor, nn
 
 from soatfast import ops
 from soatfast.attacks import PGD, FrankWolfe
+from soatfast.attacks.catalogue import Task
+from soatfast.commands.methods import METHODS
 from soatfast.evaluate import Column, Table, accuracy
-from soatfast.evaluate.accuracy import batches, gather
+from soatfast.evaluate.accuracies import batches, gather
 from soatfast.gradients import InputGradient, count_passes
+from soatfast.gradients.objectives import cross_entropy
 from soatfast.losses import SCORPIO, Loss
-from soatfast.objectives import cross_entropy
+from soatfast.runs.progress import Progress
 from soatfast.train import TrainConfig, load_data, train
 from soatfast.train.checkpoint import WEIGHTS, load_weights
-from soatfast.train.methods import METHODS, Task
-from soatfast.train.progress import Progress
-from soatfast.train.specs import make_model
+from soatfast.train.subject import make_model
 
 EPS = 0.2
 MOST = 10  # steps of the rule

@@ -15,8 +15,8 @@ import torch
 from benchmarks.bench_attack import bare_passes, problem
 from benchmarks.bench_peers import ALPHA, EPS, STEPS, check, mean_loss
 from benchmarks.harness import race
-from soatfast import engine
 from soatfast.attacks import PGD
+from soatfast.gradients import engine
 
 ENGINES = ("channels_last", "bf16", "bf16+channels_last", "compile+bf16+channels_last")
 

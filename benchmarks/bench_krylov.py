@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.krylov import arnoldi, gmres
+from soatfast.solvers.krylov import arnoldi, gmres
 
 from .harness import SIZE, race, rows, samples
 

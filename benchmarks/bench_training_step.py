@@ -19,7 +19,7 @@ from benchmarks import usual_losses as usual
 from benchmarks.harness import SMOKE_ROWS, race
 from soatfast.attacks import PGD, FrankWolfe
 from soatfast.losses import CURE, MART, SCORPIO, TRADES, AdversarialTraining, CrossEntropy
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.store import PerturbationMemory
 from soatfast.train.models import ResNet18, SmallCNN
 
 EPS, ALPHA, STEPS = 0.2, 0.05, 10

@@ -24,8 +24,8 @@ import tyro
 from benchmarks.bench_training_step import problem, step
 from soatfast import keep_memory
 from soatfast.attacks import PGD
-from soatfast.evaluate.table import Column, Table
 from soatfast.losses import SCORPIO, AdversarialTraining
+from soatfast.runs.table import Column, Table
 
 WORK = {
     "PGD-10, small CNN, batch 128": 20,

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.store import PerturbationMemory
 
 DATA = {
     "CIFAR-10": (50_000, (3, 32, 32)),

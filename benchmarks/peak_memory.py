@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench_attack import bare_passes
 from soatfast.attacks import PGD, SOAE, Attack, FrankWolfe
-from soatfast.evaluate.table import Column, Table
+from soatfast.runs.table import Column, Table
 from soatfast.train.models import ResNet18, SmallCNN
 
 EPS = 0.1

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from soatfast.evaluate.pictures import MARKERS, PALETTE
+from soatfast.runs.figures import MARKERS, PALETTE
 
 Points = Sequence[tuple[float, float]]
 

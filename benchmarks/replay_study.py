@@ -21,10 +21,10 @@ from typing import Any
 
 import tyro
 
-from soatfast.train.compare import CompareConfig, compare
-from soatfast.train.methods import METHODS
-from soatfast.train.progress import make_progress
-from soatfast.train.trainer import TrainConfig
+from soatfast.commands.compare import CompareConfig, compare
+from soatfast.commands.methods import METHODS
+from soatfast.runs.progress import make_progress
+from soatfast.train.config import TrainConfig
 
 QUICK = ("clean", "pgd40")
 FULL = ("clean", "pgd40", "autoattack")

@@ -26,9 +26,9 @@ from torch import Tensor
 from benchmarks.plots import scaling_picture
 from soatfast import keep_memory, testing
 from soatfast.attacks import PGD, SOAE, Attack, FrankWolfe
-from soatfast.evaluate.table import Column, Table
 from soatfast.gradients import count_passes
-from soatfast.krylov import gmres
+from soatfast.runs.table import Column, Table
+from soatfast.solvers.krylov import gmres
 from soatfast.train.models import SmallCNN
 
 Call = Callable[[], object]

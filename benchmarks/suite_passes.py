@@ -17,11 +17,20 @@ import tyro
 from torch import nn
 
 from soatfast.attacks import PGD
-from soatfast.evaluate import Column, SuiteResult, Table, accuracy_against_eps, standard_attacks, steps_plateau, suite
-from soatfast.evaluate.accuracy import batches, gather
-from soatfast.passes import Passes
+from soatfast.evaluate import (
+    Column,
+    SuiteResult,
+    Table,
+    accuracy_against_eps,
+    standard_attacks,
+    steps_plateau,
+    suite,
+)
+from soatfast.evaluate.accuracies import batches, gather
+from soatfast.gradients.passes import Passes
+from soatfast.runs.files import read_json
 from soatfast.train import Data, build_model, load_data
-from soatfast.train.checkpoint import WEIGHTS, load_weights, read_json
+from soatfast.train.checkpoint import WEIGHTS, load_weights
 from soatfast.train.models import model_options
 
 

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, Attack, FrankWolfe, NearPGD, SimBA, TargetedPGD, named
+from soatfast.attacks import (
+    ASOD,
+    FGSM,
+    HAAT,
+    MIFGSM,
+    PGD,
+    SOAE,
+    Attack,
+    FrankWolfe,
+    NearPGD,
+    SimBA,
+    TargetedPGD,
+    named,
+)
+from soatfast.attacks.catalogue import Task
+from soatfast.commands.methods import METHODS
 from soatfast.losses import Loss
-from soatfast.train.methods import METHODS, Task
 
 EPS, BATCH, SHAPE, CLASSES = 0.2, 16, (1, 28, 28), 10
 TASK = Task(eps=EPS, samples=BATCH, shape=SHAPE, classes=CLASSES)

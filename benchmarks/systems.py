@@ -16,13 +16,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks.system_rows import ATTACKS, BATCH, CLASSES, EPS, LOSSES, SHAPE, AttackSystem, LossSystem
-from soatfast.evaluate.accuracy import accuracy
-from soatfast.evaluate.table import Column, Table
-from soatfast.passes import Passes, count_passes
+from soatfast.commands.compare import CompareConfig, compare
+from soatfast.evaluate.accuracies import accuracy
+from soatfast.gradients.passes import Passes, count_passes
+from soatfast.runs import files
+from soatfast.runs.progress import Progress, make_progress
+from soatfast.runs.table import Column, Table
 from soatfast.train import TrainConfig, checkpoint, load_data
-from soatfast.train.compare import CompareConfig, compare
 from soatfast.train.models import build_model
-from soatfast.train.progress import Progress, make_progress
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,7 +106,7 @@ def trained(options: Options, progress: Progress) -> dict[str, dict[str, float]]
         train=TrainConfig(epochs=options.epochs, eps_ramp_epochs=max(1, options.epochs // 2)),
     )
     compare(config, progress)
-    found = checkpoint.read_json(config.run_dir / "results.json")["methods"]
+    found = files.read_json(config.run_dir / "results.json")["methods"]
     return {
         name: {key: 100 * value["accuracy"] for key, value in method["runs"][0]["evaluation"].items()}
         for name, method in found.items()
@@ -212,7 +213,7 @@ def main(options: Options) -> int:
     with make_progress(Console()) as progress:
         losses = trained(options, progress)
         clean, attacks = attacked(options, progress)
-    checkpoint.write_text(options.page, page(options, losses, clean, attacks))
+    files.write_text(options.page, page(options, losses, clean, attacks))
     print(f"written: {options.page}")
     return 0
 

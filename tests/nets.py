@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soatfast.objectives import cross_entropy
+from soatfast.gradients.objectives import cross_entropy
 
 
 def relu_net(dtype=torch.float64, shape=(1, 4, 4), classes=4, seed=0) -> nn.Module:

@@ -115,7 +115,7 @@ PURE = """
 import json, sys, torch
 import soatfast
 from soatfast import ops
-from soatfast.config import describe
+from soatfast.ops.config import describe
 facts = describe()
 assert {by["CPU"] for by in facts["kernels"].values()} == {"reference"}, facts["kernels"]
 assert facts["cpu"]["isa"] is None
@@ -139,7 +139,7 @@ def test_works_without_any_library() -> None:
 
 
 def test_a_required_library_that_is_missing_is_an_error() -> None:
-    done = run("import soatfast", SOATFAST_NATIVE_DISABLE="1", SOATFAST_REQUIRE_NATIVE="1")
+    done = run("import soatfast.ops", SOATFAST_NATIVE_DISABLE="1", SOATFAST_REQUIRE_NATIVE="1")
     assert done.returncode == 1
     assert "SOATFAST_REQUIRE_NATIVE=1, but ops_cpu is not loaded: switched off" in done.stderr
 
@@ -165,12 +165,12 @@ def test_a_broken_library_is_reported_not_hidden(tmp_path: Path) -> None:
 def test_reference_backend_by_environment() -> None:
     program = "from soatfast import ops; assert ops._dispatch.kernel('lmo') is ops.reference.lmo"
     assert run(program, SOATFAST_BACKEND="reference").returncode == 0
-    done = run("import soatfast", SOATFAST_BACKEND="fast")
+    done = run("import soatfast.ops", SOATFAST_BACKEND="fast")
     assert done.returncode == 1 and 'backend must be "auto" or "reference", got \'fast\'' in done.stderr
 
 
 def test_instruction_set_is_checked() -> None:
-    done = run("import soatfast", SOATFAST_ISA="sse9")
+    done = run("import soatfast.ops", SOATFAST_ISA="sse9")
     assert done.returncode == 1 and "SOATFAST_ISA must be one of baseline, avx2, avx512, got 'sse9'" in done.stderr
 
 

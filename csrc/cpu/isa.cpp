@@ -32,7 +32,7 @@ const Kernels& kernels() {
 
 }  // namespace soatfast::cpu
 
-// For soatfast.config, which reads it through ctypes: the library has no Python in it.
+// For soatfast.ops.config, which reads it through ctypes: the library has no Python in it.
 extern "C" __attribute__((visibility("default"))) const char* soatfast_cpu_isa() {
   return soatfast::cpu::kernels().isa;
 }

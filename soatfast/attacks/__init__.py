@@ -1,17 +1,17 @@
 """Attacks: frozen dataclasses, ``attack(model, x, y) -> x_adv``."""
 
-from . import named, targets
-from .asod import ASOD
-from .base import Attack
-from .fgsm import FGSM
-from .frank_wolfe import FrankWolfe
-from .haat import HAAT
-from .mifgsm import MIFGSM
-from .named import TargetedPGD
-from .near import NearPGD
-from .pgd import PGD
-from .simba import SimBA, SimBAResult
-from .soae import SOAE
+from soatfast.attacks import named, targets
+from soatfast.attacks.asod import ASOD
+from soatfast.attacks.base import Attack
+from soatfast.attacks.fgsm import FGSM
+from soatfast.attacks.frank_wolfe import FrankWolfe
+from soatfast.attacks.haat import HAAT
+from soatfast.attacks.mifgsm import MIFGSM
+from soatfast.attacks.named import TargetedPGD
+from soatfast.attacks.near import NearPGD
+from soatfast.attacks.pgd import PGD
+from soatfast.attacks.simba import SimBA, SimBAResult
+from soatfast.attacks.soae import SOAE
 
 __all__ = [
     "ASOD",

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..gradients import InputGradient
-from ..passes import Passes, passes_of
-from .base import Attack, check_number, check_radius, check_steps
+from soatfast import ops
+from soatfast.attacks.base import Attack
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.ops.arguments import check_number, check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from ..engine import images_channels_last
-from ..gradients import InputGradient, Mode, check, check_range
-from ..memory import PerturbationMemory
-from ..objectives import Objective, resolve
-from ..passes import Passes, passes_of
-from ..visits import Visit
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.objectives import Objective, resolve
+from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.gradients.precision import is_half, round_towards, widened
+from soatfast.memory.store import PerturbationMemory
+from soatfast.memory.visit import Visit
+from soatfast.ops.arguments import check_radius
 
 Model = nn.Module | Callable[[Tensor], Tensor]
-# Rounding that normalising an image and undoing it leaves; anything further outside the box is an error.
-_BOX_TOLERANCE = 1e-6
 AttackType = TypeVar("AttackType", bound="Attack")
 
 
@@ -38,8 +36,8 @@ class Attack:
         targeted: y is the class to reach; the objective is lowered.
         mode: state of the model during the attack: "eval", "train" or "keep" (as the caller left it).
         engine: how the passes are run: "eager", or some of "bf16", "fp16", "channels_last", "compile" and "graph"
-            joined by "+" (:mod:`soatfast.engine`). `soatfast tune` measures which is fastest. The result keeps x's
-            dtype and stays inside the ball.
+            joined by "+" (:mod:`soatfast.gradients.engine`). `soatfast tune` measures which is fastest. The result
+            keeps x's dtype and stays inside the ball.
     """
 
     eps: float | Tensor = 8 / 255
@@ -57,9 +55,9 @@ class Attack:
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         resolve(self.objective)
-        self._oracle(nn.Identity())  # mode and engine have one place where they are checked
+        self.oracle(nn.Identity())  # mode and engine have one place where they are checked
 
-    def _oracle(self, model: Model) -> InputGradient:
+    def oracle(self, model: Model) -> InputGradient:
         return InputGradient(model, self.objective, self.mode, self.engine, self.targeted)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -76,7 +74,7 @@ class Attack:
         check_batch(x, y, self.bounds)
         if len(x) == 0:
             return x.detach().clone()
-        with self._oracle(model) as oracle:
+        with self.oracle(model) as oracle:
             return self.run(oracle, x, y)
 
     def replay(
@@ -102,7 +100,7 @@ class Attack:
             raise ValueError("with a memory the index of each sample is needed: loss(model, x, y, index)")
         if len(x) == 0:
             return x.detach().clone()
-        with self._oracle(model) as oracle, memory.visit(index, x, moves) as visit:
+        with self.oracle(model) as oracle, memory.visit(index, x, moves) as visit:
             return self.run(oracle, x, y, visit=visit)
 
     def check_replay(self) -> None:
@@ -181,87 +179,3 @@ class Attack:
         if len(per_sample) not in (1, len(x)):
             raise ValueError(f"{name} must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
         return per_sample.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
-
-
-def is_half(t: Tensor) -> bool:
-    return t.dtype in (torch.float16, torch.bfloat16)
-
-
-@contextlib.contextmanager
-def widened(oracle: InputGradient, x: Tensor) -> Iterator[Tensor]:
-    """x as an attack computes on it: in the engine's memory format, and a half-precision batch in float32, while the
-    model is fed x's dtype.
-    """
-    if is_half(x):
-        oracle.input_dtype = x.dtype
-    wide = x.detach().float() if is_half(x) else x.detach()
-    try:
-        yield images_channels_last(wide) if oracle.engine.channels_last else wide
-    finally:
-        oracle.input_dtype = None
-
-
-def check_radius(eps: Any, name: str = "eps") -> None:
-    if isinstance(eps, Tensor):
-        if eps.dim() > 1 or not eps.is_floating_point():
-            raise ValueError(
-                f"{name} must be a number or a floating tensor of shape () or (B,), got {eps.dtype} of "
-                f"shape {tuple(eps.shape)}"
-            )
-        if eps.numel():
-            check((eps >= 0).all() & eps.isfinite().all(), lambda: f"{name} must be finite and >= 0, got {eps}")
-        return
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{name} must be finite and >= 0, got {eps!r}")
-
-
-def check_number(value: object, name: str, above: bool = True) -> None:
-    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < math.inf or (above and value == 0):
-        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
-
-
-def check_steps(steps: Any, name: str = "steps") -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"{name} must be a whole number, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"{name} must be at least 1, got {steps!r}")
-
-
-def check_batch(x: Tensor, y: Tensor, bounds: tuple[float, float]) -> None:
-    """Everything that can be wrong with a batch, once per call; values asynchronously on CUDA."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise TypeError(f"y must be a tensor of integer labels, got {getattr(y, 'dtype', type(y).__name__)}")
-    if x.dim() < 2:
-        raise ValueError(f"x must be a batch of shape (B, ...), got shape {tuple(x.shape)}")
-    if y.dim() != 1 or len(y) != len(x):
-        raise ValueError(f"y must have shape ({len(x)},) to go with x {tuple(x.shape)}, got {tuple(y.shape)}")
-    if x.device != y.device:
-        raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
-    if x.numel() == 0:
-        return
-    lower, upper = bounds
-    slack = _BOX_TOLERANCE * (upper - lower if math.isfinite(upper - lower) else 1.0)
-    check_range(
-        x,
-        lower - slack,
-        upper + slack,
-        lambda low, high: f"x must lie in bounds [{lower}, {upper}] without NaN, got values from {low} to {high}",
-    )
-
-
-def round_towards(x_adv: Tensor, x: Tensor) -> Tensor:
-    """x_adv (float32) in x's half dtype, no entry further from x than it was."""
-    rounded = x_adv.to(x.dtype)
-    beyond = (rounded.float() - x.float()).abs() > (x_adv - x.float()).abs()
-    bits = rounded.view(torch.int16).int()
-    order = torch.where(bits >= 0, bits, -32768 - bits)  # float order as integer order
-    order = order + torch.sign(x.float() - rounded.float()).int()
-    inward = torch.where(order >= 0, order, -32768 - order).to(torch.int16).view(x.dtype)
-    return torch.where(beyond, inward, rounded)

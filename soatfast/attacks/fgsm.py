@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .. import ops
-from ..gradients import InputGradient
-from ..passes import Passes, passes_of
-from .base import Attack
+from soatfast import ops
+from soatfast.attacks.base import Attack
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
 
 
 @dataclass(frozen=True, kw_only=True)

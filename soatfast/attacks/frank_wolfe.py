@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..engine import parse
-from ..gradients import InputGradient
-from ..hvp import Scheme
-from ..ops import Init
-from ..passes import Passes, passes_of
-from ..visits import Visit
-from .base import Attack, check_number, check_steps
+from soatfast import ops
+from soatfast.attacks.base import Attack
+from soatfast.gradients.engine import parse
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.memory.visit import Visit
+from soatfast.ops import Init
+from soatfast.ops.arguments import check_number, check_steps
+from soatfast.solvers.hessian import Scheme
 
 _PAPER_H = 1.05
 _SHORTEST_HALF = 0.1  # of h in a half-precision engine: its rounding, 2^-8 of g, is divided by h

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..gradients import InputGradient
-from ..hvp import unit_step
-from ..passes import Passes, passes_of
-from .base import check_radius, check_steps
-from .second_order import SecondOrderAttack
+from soatfast import ops
+from soatfast.attacks.second_order import SecondOrderAttack
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.ops.arguments import check_radius, check_steps
+from soatfast.solvers.hessian import unit_step
 
 _PAPER_H = 1e-6
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..gradients import InputGradient
-from ..passes import Passes, passes_of
-from . import targets
-from .base import check_radius, check_steps
-from .pgd import PGD
+from soatfast.attacks import targets
+from soatfast.attacks.pgd import PGD
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.ops.arguments import check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class TargetedPGD(PGD):
 
         r = the rule's class, r != y, one for each sample and all its steps;   then PGD lowers l(x, r)
 
-    So :func:`soatfast.evaluate.accuracy` can take it: it succeeds where the prediction is not y any more. To reach
+    So :func:`soatfast.evaluate.accuracies` can take it: it succeeds where the prediction is not y any more. To reach
     labels of your own take ``PGD(targeted=True)``.
 
     Args:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import check_number
-from .pgd import PGD
+from soatfast.attacks.pgd import PGD
+from soatfast.ops.arguments import check_number
 
 # TRADES, CIFAR-10: Linf steps of 0.007 at eps 0.031, 10 of them; L2 steps of 2 eps / steps.
 _REACH = {math.inf: 0.007 * 10 / 0.031, 2: 2.0}

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..gradients import InputGradient
-from ..passes import Passes, passes_of
-from ..visits import Visit
-from .base import Attack, check_radius, check_steps
+from soatfast import ops
+from soatfast.attacks.base import Attack
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.memory.visit import Visit
+from soatfast.ops.arguments import check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..engine import parse
-from ..gradients import InputGradient
-from ..memory import Visit
-from .base import Attack, is_half, round_towards
+from soatfast.attacks.base import Attack
+from soatfast.gradients.engine import parse
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.precision import is_half, round_towards
+from soatfast.memory.store import Visit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..gradients import InputGradient
-from ..objectives import Objective
-from ..passes import Passes, passes_of
-from .base import Attack, Model, check_batch, check_radius, check_steps, is_half, round_towards, widened
+from soatfast import ops
+from soatfast.attacks.base import Attack, Model
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.objectives import Objective
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.gradients.precision import is_half, round_towards, widened
+from soatfast.ops.arguments import check_radius, check_steps
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class SimBA(Attack):
         check_batch(x, y, self.bounds)
         if len(x) == 0:
             return SimBAResult(x.detach().clone(), y.new_zeros(0, dtype=torch.int64), y.new_zeros(0, dtype=torch.bool))
-        with self._oracle(model) as oracle, widened(oracle, x) as wide:
+        with self.oracle(model) as oracle, widened(oracle, x) as wide:
             found = self._search(oracle, wide, y)
         if not is_half(x):
             return found

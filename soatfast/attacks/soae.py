@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import ops, quadratic
-from ..gauss_newton import gauss_newton
-from ..gradients import InputGradient
-from ..hvp import hvp, unit_step
-from ..krylov import Difference, arnoldi, gmres
-from ..ops._arguments import per_sample
-from ..passes import Passes, passes_of
-from .base import check_steps
-from .second_order import SecondOrderAttack
+from soatfast import ops
+from soatfast.attacks.second_order import SecondOrderAttack
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.ops.arguments import check_steps, per_sample
+from soatfast.solvers import quadratic
+from soatfast.solvers.ggn import gauss_newton
+from soatfast.solvers.hessian import hvp, unit_step
+from soatfast.solvers.krylov import arnoldi, gmres
+from soatfast.solvers.spaces import Difference
 
 _MAX_DIM = 20
 
@@ -48,7 +49,7 @@ class SOAE(SecondOrderAttack):
         stop: "residual", or "subdiag": the paper's line 12 as Saad has it, h_{j+1,j} <= rtol, not relative.
         step: "lmo" moves eps/T along the steepest direction of the p-norm for d (the sign for p = inf); "raw" adds
             eps/T d as printed, of any length.
-        rcond: where a Krylov space ends, see :mod:`soatfast.krylov`; None by dtype.
+        rcond: where a Krylov space ends, see :mod:`soatfast.solvers.krylov`; None by dtype.
         check_every: ask every so many products whether all samples are solved, one synchronisation with the device
             each; None never asks.
         compact: leave samples out of the passes that are solved already (one synchronisation a product).

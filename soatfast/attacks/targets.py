@@ -8,8 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..gradients import InputGradient, Mode, check_labels
-from .base import Model, check_batch, check_steps
+from soatfast.attacks.base import Model
+from soatfast.gradients.checks import check_batch, check_labels
+from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.ops.arguments import check_steps
 
 Rule = Literal["least-likely", "second-likely", "random"]
 RULES: tuple[str, ...] = get_args(Rule)

@@ -1,5 +1,5 @@
 """Drop-in names for scripts written for other code: one changed import."""
 
-from .trades import trades_loss
+from soatfast.compat.trades import trades_loss
 
 __all__ = ["trades_loss"]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import ops
-from ..attacks import NearPGD
-from ..losses.base import mean, training_logits
-from ..losses.trades import TRADES
-from ..objectives import Objective, cross_entropy, kl_divergence
+from soatfast import ops
+from soatfast.attacks import NearPGD
+from soatfast.gradients.objectives import Objective, cross_entropy, kl_divergence
+from soatfast.losses.base import mean, training_logits
+from soatfast.losses.trades import TRADES
 
 _NORMS = {"l_inf": math.inf, "l_2": 2}
 

@@ -1,7 +1,7 @@
 """Evaluation: accuracy under attacks, suites of them, curves, signs of masked gradients, image quality, tables."""
 
-from soatfast.evaluate.accuracy import AccuracyResult, accuracy
-from soatfast.evaluate.autoattack import AutoAttack
+from soatfast.attacks.autoattack import AutoAttack
+from soatfast.evaluate.accuracies import AccuracyResult, accuracy
 from soatfast.evaluate.checks import EvaluationWarning, RandomisedWarning, SoftmaxWarning
 from soatfast.evaluate.curves import Curve, accuracy_against_eps, steps_plateau
 from soatfast.evaluate.masking import (
@@ -15,9 +15,11 @@ from soatfast.evaluate.masking import (
 )
 from soatfast.evaluate.plots import curves_picture, scatter_picture
 from soatfast.evaluate.quality import Quality, image_quality
+from soatfast.evaluate.results import AttackResult, SuiteResult, load_suite
 from soatfast.evaluate.standard import standard_attacks
-from soatfast.evaluate.suite import AttackResult, SuiteResult, load_suite, progress_bar, suite
-from soatfast.evaluate.table import Column, Table, mean_and_spread
+from soatfast.evaluate.suites import suite
+from soatfast.runs.progress import progress_bar
+from soatfast.runs.table import Column, Table, mean_and_spread
 
 __all__ = [
     "AccuracyResult",

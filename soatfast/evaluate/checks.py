@@ -7,8 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from soatfast.attacks.base import check_batch
-from soatfast.gradients import check_labels, check_logits
+from soatfast.gradients.checks import check_batch, check_labels, check_logits
 
 _SAMPLES = 64  # of the first batch: enough to tell
 

@@ -13,12 +13,13 @@ import numpy as np
 from torch import nn
 
 from soatfast.attacks import PGD, Attack
-from soatfast.attacks.base import check_steps
-from soatfast.evaluate.accuracy import Samples, batches, gather
-from soatfast.evaluate.autoattack import AutoAttack
-from soatfast.evaluate.suite import CLEAN, Report, SuiteResult, suite
+from soatfast.attacks.autoattack import AutoAttack
+from soatfast.evaluate.accuracies import Samples, batches, gather
+from soatfast.evaluate.results import SuiteResult
+from soatfast.evaluate.suites import CLEAN, Report, suite
 from soatfast.evaluate.watch import can_watch
-from soatfast.passes import Passes
+from soatfast.gradients.passes import Passes
+from soatfast.ops.arguments import check_steps
 
 _ROUNDING = 1e-9  # of a difference of two shares
 
@@ -77,8 +78,8 @@ def accuracy_against_eps(
     radii and is not attacked there: the curve cannot rise, and each point is that of the attacks up to its radius.
     False measures each radius by itself.
 
-    data, batch_size, seed: as of :func:`~soatfast.evaluate.accuracy`; the rest as of
-    :func:`~soatfast.evaluate.suite.suite`.
+    data, batch_size, seed: as of :func:`~soatfast.evaluate.accuracies`; the rest as of
+    :func:`~soatfast.evaluate.suites.suite`.
     """
     radii = _ascending(eps, "eps")
     attacks = {f"eps {value:g}": dataclasses.replace(attack, eps=value) for value in radii}

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soatfast import objectives
 from soatfast.attacks import FGSM, PGD
-from soatfast.evaluate.accuracy import Samples, batches, gather
-from soatfast.evaluate.cell import Runnable, seeded
-from soatfast.evaluate.suite import cell_seed, evaluating, suite
-from soatfast.evaluate.table import Column, Table
+from soatfast.evaluate.accuracies import Samples, batches, gather
+from soatfast.evaluate.batch import Runnable, seeded
+from soatfast.evaluate.suites import cell_seed, evaluating, suite
 from soatfast.evaluate.watch import norm_order
-from soatfast.gradients import InputGradient, check_logits
+from soatfast.gradients import objectives
+from soatfast.gradients.checks import check_logits
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops import lp_norm
-from soatfast.passes import Passes, passes_of
+from soatfast.runs.table import Column, Table
 
 TOLERANCES = (0.0, 0.1)
 """Margins by which black box must fall below white box to count; the paper's figure does not state one."""

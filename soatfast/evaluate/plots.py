@@ -10,7 +10,7 @@ import numpy as np
 
 from soatfast.evaluate.curves import Curve
 from soatfast.evaluate.masking import Scatter
-from soatfast.evaluate.pictures import MARKERS, PALETTE
+from soatfast.runs.figures import MARKERS, PALETTE
 
 _RED, _BLUE = PALETTE[1], PALETTE[0]
 

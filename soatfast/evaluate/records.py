@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from soatfast.errors import RunFolderError
-from soatfast.evaluate.cell import FIELDS, Cell
-from soatfast.files import PARTIAL, make_writable
-from soatfast.passes import Passes
+from soatfast.evaluate.batch import FIELDS, Cell
+from soatfast.gradients.passes import Passes
+from soatfast.runs.errors import RunFolderError
+from soatfast.runs.files import PARTIAL, make_writable
 
 FILE = "evaluation.npz"
 _VERSION = 2  # 1 had no PSNR and SSIM

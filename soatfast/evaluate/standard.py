@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, Attack, FrankWolfe, SimBA
+from soatfast.attacks.autoattack import AutoAttack
 from soatfast.attacks.named import TL, TM, UL, UM
-from soatfast.evaluate.autoattack import AutoAttack
-from soatfast.evaluate.cell import Runnable
+from soatfast.evaluate.batch import Runnable
 
 
 def standard_attacks(

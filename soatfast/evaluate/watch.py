@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soatfast import objectives, ops
+from soatfast import ops
 from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, Attack, FrankWolfe
-from soatfast.gradients import check_logits
-from soatfast.passes import unwrap
+from soatfast.gradients import objectives
+from soatfast.gradients.checks import check_logits
+from soatfast.gradients.passes import unwrap
 
 WHOLE_BATCH: tuple[type[Attack], ...] = (ASOD, FGSM, MIFGSM, PGD, FrankWolfe, HAAT, SOAE)
 """Attacks that ask the model about the whole batch each time, sample i in row i (or in the rows i, B + i, ... of a
@@ -163,6 +164,6 @@ def _norm(delta: Tensor, p: float) -> Tensor:
 
 def norm_order(attack: Any) -> float:
     """p of the norm that an attack's records hold: its own, or inf for a plain function."""
-    from soatfast.evaluate.autoattack import AutoAttack
+    from soatfast.attacks.autoattack import AutoAttack
 
     return float(attack.p) if isinstance(attack, (Attack, AutoAttack)) else math.inf

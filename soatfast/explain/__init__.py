@@ -1,9 +1,9 @@
 """Explanations of a model's predictions: saliency, contrastive explanations, and galleries of them."""
 
-from .cem import PertinentNegative, PertinentPositive
-from .contrastive import Contrast, ContrastivePair, roles
-from .explanation import Explanation
-from .saliency import IntegratedGradients, Saliency, SmoothGrad, per_pixel, standardised
+from soatfast.explain.cem import PertinentNegative, PertinentPositive
+from soatfast.explain.contrastive import Contrast, ContrastivePair, roles
+from soatfast.explain.explanation import Explanation
+from soatfast.explain.saliency import IntegratedGradients, Saliency, SmoothGrad, per_pixel, standardised
 
 __all__ = [
     "Contrast",

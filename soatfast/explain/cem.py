@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attacks.base import Model, check_batch, check_number, check_steps, widened
-from ..gradients import InputGradient, Mode
-from ..objectives import margin
-from ..passes import Passes, passes_of
-from .elastic_net import fista
-from .explanation import Explanation, Role
+from soatfast.attacks.base import Model
+from soatfast.explain.elastic_net import fista
+from soatfast.explain.explanation import Explanation, Role
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.objectives import margin
+from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.gradients.precision import widened
+from soatfast.ops.arguments import check_number, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,9 @@ class _CEM:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         if not self.bounds[0] <= self.base <= self.bounds[1]:
             raise ValueError(f"base must lie in bounds {self.bounds}, got {self.base!r}")
-        self._oracle(torch.nn.Identity())  # mode and engine have one place where they are checked
+        self.oracle(torch.nn.Identity())  # mode and engine have one place where they are checked
 
-    def _oracle(self, model: Model) -> InputGradient:
+    def oracle(self, model: Model) -> InputGradient:
         return InputGradient(model, self._hinge, self.mode, self.engine)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor | None = None) -> Explanation:
@@ -59,7 +62,7 @@ class _CEM:
         if y is None and isinstance(x, Tensor) and x.dim():
             label = x.new_zeros(len(x), dtype=torch.long)
         check_batch(x, label, self.bounds)
-        with self._oracle(model) as oracle, widened(oracle, x) as wide:
+        with self.oracle(model) as oracle, widened(oracle, x) as wide:
             oracle.loss(wide, label)
             assert oracle.logits is not None
             label = oracle.logits.argmax(1) if y is None else y

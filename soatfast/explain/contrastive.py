@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..attacks import PGD
-from ..attacks.base import Model, check_batch, check_radius, check_steps
-from ..gradients import InputGradient, Mode
-from ..passes import Passes, passes_of
-from .explanation import Explanation, Role
+from soatfast.attacks import PGD
+from soatfast.attacks.base import Model
+from soatfast.explain.explanation import Explanation, Role
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.ops.arguments import check_radius, check_steps
 
 
 @dataclass(frozen=True)

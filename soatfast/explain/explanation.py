@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..passes import Passes
+from soatfast.gradients.passes import Passes
 
 Role = Literal["negative", "positive"]
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soatfast.evaluate.pictures import PALETTE
-
-from ..attacks import Attack
-from ..gradients import InputGradient
-from .explanation import Explanation
-from .saliency import per_pixel, standardised
+from soatfast.attacks import Attack
+from soatfast.explain.explanation import Explanation
+from soatfast.explain.saliency import per_pixel, standardised
+from soatfast.gradients.oracle import InputGradient
+from soatfast.runs.figures import PALETTE
 
 _SIGNED = "RdBu_r"  # ColorBrewer's, told apart by every kind of colour vision; 0 is white
 _WRONG, _PLAIN = "#B00020", "#333333"

@@ -8,10 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..attacks.base import Model, check_batch, check_number, check_steps, widened
-from ..gradients import InputGradient, Mode
-from ..objectives import Objective
-from ..passes import Passes, passes_of
+from soatfast.attacks.base import Model
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.objectives import Objective
+from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.gradients.precision import widened
+from soatfast.ops.arguments import check_number, check_steps
 
 Kind = Literal["signed", "absolute", "input"]
 _KINDS = ("signed", "absolute", "input")
@@ -28,9 +31,9 @@ class _Map:
     def __post_init__(self) -> None:
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
-        self._oracle(torch.nn.Identity())  # objective, mode and engine have one place where they are checked
+        self.oracle(torch.nn.Identity())  # objective, mode and engine have one place where they are checked
 
-    def _oracle(self, model: Model) -> InputGradient:
+    def oracle(self, model: Model) -> InputGradient:
         return InputGradient(model, self.objective, self.mode, self.engine, self.targeted)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ class _Map:
                 the model returns something else than (B, K). On CUDA the checks of values are device assertions.
         """
         check_batch(x, y, self.bounds)
-        with self._oracle(model) as oracle, widened(oracle, x) as wide:
+        with self.oracle(model) as oracle, widened(oracle, x) as wide:
             return self._map(oracle, wide, y).to(x.dtype)
 
     def _map(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:

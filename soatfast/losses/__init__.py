@@ -1,16 +1,16 @@
 """Training losses: frozen dataclasses, ``loss(model, x, y) -> scalar``; the caller runs ``.backward()``."""
 
-from .adversarial import AdversarialTraining
-from .base import CrossEntropy, Loss
-from .cure import CURE
-from .gradient_penalty import InputGradientPenalty
-from .llr import LLR
-from .mart import MART
-from .scorpio import SCORPIO
-from .soar import SOAR
-from .sora import SORA, SORAState
-from .stn import STN
-from .trades import TRADES
+from soatfast.losses.adversarial import AdversarialTraining
+from soatfast.losses.base import CrossEntropy, Loss
+from soatfast.losses.cure import CURE
+from soatfast.losses.gradient_penalty import InputGradientPenalty
+from soatfast.losses.llr import LLR
+from soatfast.losses.mart import MART
+from soatfast.losses.scorpio import SCORPIO
+from soatfast.losses.soar import SOAR
+from soatfast.losses.sora import SORA, SORAState
+from soatfast.losses.stn import STN
+from soatfast.losses.trades import TRADES
 
 __all__ = [
     "CURE",

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..attacks import PGD, Attack
-from ..memory import PerturbationMemory
-from ..passes import Passes, passes_of
-from .base import Loss, attacked, check_memory, mean, sample_losses
+from soatfast.attacks import PGD, Attack
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.losses.base import Loss, attacked, check_memory, mean, sample_losses
+from soatfast.memory.store import PerturbationMemory
 
 
 @dataclass(frozen=True, kw_only=True)

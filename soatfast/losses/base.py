@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from ..attacks.base import Attack, Model, check_batch
-from ..gradients import check_labels, check_logits
-from ..memory import PerturbationMemory
-from ..objectives import cross_entropy
-from ..passes import Passes, passes_of
+from soatfast.attacks.base import Attack, Model
+from soatfast.gradients.checks import check_batch, check_labels, check_logits
+from soatfast.gradients.objectives import cross_entropy
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.gradients.precision import wide
+from soatfast.memory.store import PerturbationMemory
 
 LossType = TypeVar("LossType", bound="Loss")
 
@@ -78,11 +79,6 @@ def training_logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
     check_logits(logits, len(x))
     check_labels(y, logits.shape[1])
     return wide(logits)
-
-
-def wide(t: Tensor) -> Tensor:
-    """In float32 or wider."""
-    return t if t.dtype.itemsize > 4 else t.float()
 
 
 def sample_losses(model: Model, x: Tensor, y: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..attacks.base import check_number
-from ..gradients import InputGradient
-from ..passes import Passes
-from .regulariser import Regularised, attached_gradient, gradient_of, norms
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes
+from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
+from soatfast.ops.arguments import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

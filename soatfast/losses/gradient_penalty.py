@@ -10,14 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..attacks.base import check_number, check_radius
-from ..gradients import InputGradient
-from ..objectives import cross_entropy
-from ..ops._arguments import per_sample
-from ..passes import Passes
-from .base import training_logits
-from .regulariser import Regularised, gradient_of, norms
+from soatfast import ops
+from soatfast.gradients.objectives import cross_entropy
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes
+from soatfast.losses.base import training_logits
+from soatfast.losses.regulariser import Regularised, gradient_of, norms
+from soatfast.ops.arguments import check_number, check_radius, per_sample
 
 _TULIP_H = 0.01
 

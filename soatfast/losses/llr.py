@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..attacks import PGD
-from ..attacks.base import check_number, check_radius, check_steps
-from ..gradients import InputGradient
-from ..passes import Passes
-from .base import sample_losses
-from .regulariser import Regularised, gradient_of
+from soatfast import ops
+from soatfast.attacks import PGD
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes
+from soatfast.losses.base import sample_losses
+from soatfast.losses.regulariser import Regularised, gradient_of
+from soatfast.ops.arguments import check_number, check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)

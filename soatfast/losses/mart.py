@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks import NearPGD
-from ..attacks.base import check_number
-from ..gradients import Mode
-from ..objectives import cross_entropy, kl_divergence
-from ..passes import Passes
-from .base import Loss, mean, training_logits
+from soatfast.attacks import NearPGD
+from soatfast.gradients.objectives import cross_entropy, kl_divergence
+from soatfast.gradients.oracle import Mode
+from soatfast.gradients.passes import Passes
+from soatfast.losses.base import Loss, mean, training_logits
+from soatfast.ops.arguments import check_number
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

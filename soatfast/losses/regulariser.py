@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks.base import check_batch, is_half
-from ..attacks.second_order import without_tf32
-from ..gradients import InputGradient, Mode
-from ..passes import Passes
-from .base import Loss, mean, sample_losses, wide
+from soatfast.attacks.second_order import without_tf32
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.passes import Passes
+from soatfast.gradients.precision import is_half, wide
+from soatfast.losses.base import Loss, mean, sample_losses
 
 UNBOUNDED = (-math.inf, math.inf)
 

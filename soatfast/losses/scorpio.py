@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..attacks import FrankWolfe
-from ..attacks.base import check_batch, check_number
-from ..gradients import Mode
-from ..hvp import Scheme
-from ..memory import PerturbationMemory
-from ..ops import Init
-from ..passes import Passes, passes_of
-from .base import Loss, attacked, check_memory, mean, sample_losses
+from soatfast.attacks import FrankWolfe
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.oracle import Mode
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.losses.base import Loss, attacked, check_memory, mean, sample_losses
+from soatfast.memory.store import PerturbationMemory
+from soatfast.ops import Init
+from soatfast.ops.arguments import check_number
+from soatfast.solvers.hessian import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class SCORPIO(Loss):
             clean = mean(sample_losses(model, x, y))
         else:
             check_batch(x, y, self.bounds)
-            with attack._oracle(model) as oracle:
+            with attack.oracle(model) as oracle:
                 total, g0 = oracle.shared(x, y)
                 x_adv = attack.run(oracle, x, y, g0)
             clean = total / len(x)

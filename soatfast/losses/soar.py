@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..attacks import PGD
-from ..attacks.base import check_number, check_radius, check_steps
-from ..gradients import InputGradient
-from ..ops._arguments import per_sample
-from ..passes import Passes, passes_of
-from .regulariser import Regularised, attached_gradient, gradient_of, norms
+from soatfast import ops
+from soatfast.attacks import PGD
+from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
+from soatfast.ops.arguments import check_number, check_radius, check_steps, per_sample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..alignment import pert_align
-from ..attacks.base import Attack, check_batch, check_number, check_radius
-from ..gradients import InputGradient, Mode
-from ..passes import Passes
-from .base import Loss, mean, sample_losses
+from soatfast import ops
+from soatfast.attacks.base import Attack
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.passes import Passes
+from soatfast.losses.alignment import pert_align
+from soatfast.losses.base import Loss, mean, sample_losses
+from soatfast.ops.arguments import check_number, check_radius
 
 
 class SORAState:

@@ -10,13 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..attacks import ASOD
-from ..attacks.base import check_batch, check_number
-from ..gradients import Mode
-from ..objectives import cross_entropy
-from ..passes import Passes
-from .base import Loss, mean, training_logits
-from .regulariser import UNBOUNDED
+from soatfast.attacks import ASOD
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.objectives import cross_entropy
+from soatfast.gradients.oracle import Mode
+from soatfast.gradients.passes import Passes
+from soatfast.losses.base import Loss, mean, training_logits
+from soatfast.losses.regulariser import UNBOUNDED
+from soatfast.ops.arguments import check_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks import NearPGD
-from ..attacks.base import check_batch, check_number
-from ..gradients import Mode
-from ..objectives import Objective, cross_entropy, kl_divergence
-from ..passes import Passes, passes_of
-from .base import Loss, mean, training_logits, wide
+from soatfast.attacks import NearPGD
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.objectives import Objective, cross_entropy, kl_divergence
+from soatfast.gradients.oracle import Mode
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.gradients.precision import wide
+from soatfast.losses.base import Loss, mean, training_logits
+from soatfast.ops.arguments import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +97,12 @@ class TRADES(Loss):
         if len(x) == 0:
             return x.detach().clone()
         if clean is None:
-            with self._attack("ce")._oracle(model) as oracle:
+            with self._attack("ce").oracle(model) as oracle:
                 oracle.loss(x, y)
                 clean = oracle.logits
         assert clean is not None
         attack = self._attack(_divergence_from(clean))
-        with attack._oracle(model) as oracle:
+        with attack.oracle(model) as oracle:
             return attack.run(oracle, x, y)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

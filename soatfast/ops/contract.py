@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference
-from .constants import accumulate_dtype
+from soatfast.ops import reference
+from soatfast.ops.constants import accumulate_dtype
 
 NAMESPACE = "soatfast"
 

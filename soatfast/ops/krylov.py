@@ -1,4 +1,4 @@
-"""The ops of a batched Krylov solve. :func:`soatfast.krylov.gmres` puts them together; most users need only that.
+"""The ops of a batched Krylov solve. :func:`soatfast.solvers.gmres` puts them together; most need only that.
 
 A sample's state is its own: the basis V (B, m + 1, D); the Hessenberg matrix, column j in hessenberg[j] (m, m + 1, B),
 and norms[j] = ||A v_j|| (m, B); the triangle R (m, m, B) that Givens rotations (m, 2, B) make of it; the rotated
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ._dispatch import kernel
+from soatfast.ops.dispatch import kernel
 
 _WHOLE = ("iterations", "status")
 

@@ -81,7 +81,7 @@ def _load(name: str, key: str, language: str) -> Part:
 
 def _register_triton() -> Part:
     try:
-        from .triton import register
+        from soatfast.ops.triton import register
 
         registered = register()
     except ImportError as error:
@@ -94,7 +94,7 @@ def _register_triton() -> Part:
 
 def _kernels(key: str) -> set[str]:
     """The ops that have a kernel of their own under a dispatch key."""
-    from .contract import NAMESPACE, SCHEMAS
+    from soatfast.ops.contract import NAMESPACE, SCHEMAS
 
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return {op for op in SCHEMAS if has_kernel(f"{NAMESPACE}::{op}", key)}

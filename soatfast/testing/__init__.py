@@ -29,8 +29,8 @@ How to use it::
 * ``DTYPES``, ``SHAPES``, ``SMALL_SHAPES``, ``GENERAL_P`` (lmo, lp_norm, frank_wolfe_*, replay_*), ``BALL_P`` (others).
 """
 
-from .budget import UPDATED, call, check, compare
-from .cases import (
+from soatfast.testing.budget import UPDATED, call, check, compare
+from soatfast.testing.cases import (
     BALL_P,
     BOUNDS,
     DTYPES,

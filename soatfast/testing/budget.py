@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..ops import reference
-from ..ops.constants import accumulate_dtype
-from ..ops.quantise import remembered
+from soatfast.ops import reference
+from soatfast.ops.constants import accumulate_dtype
+from soatfast.ops.quantise import remembered
 
 UPDATED = {"replay_step": (0, 1)}  # positions of the arguments that an op updates in place
 _X_POSITION = {"frank_wolfe_init": 1, "frank_wolfe_step": 3, "project": 1, "pgd_step": 2, "power_step": 3}  # of x

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.constants import INIT_LMO, INIT_RAW, INIT_SCALED, accumulate_dtype
-from ..ops.contract import MEMORY_DTYPES
+from soatfast.ops.constants import INIT_LMO, INIT_RAW, INIT_SCALED, accumulate_dtype
+from soatfast.ops.contract import MEMORY_DTYPES
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = ((0, 33), (1, 1), (3, 1), (3, 31), (1, 32), (3, 33), (3, 1000), (1, 4097), (3, 4097))

@@ -1,12 +1,14 @@
 """Training: data, models, the trainer, and the comparison of defences."""
 
-from soatfast.train.data import Batch, Batches, Data, load_data
-from soatfast.train.errors import MissingDataError, ModelError, RunFolderError, UserError
+from soatfast.runs.errors import MissingDataError, ModelError, RunFolderError, UserError
+from soatfast.train.config import TrainConfig, TrainResult
+from soatfast.train.data.batches import Batch, Batches
+from soatfast.train.data.indexed import IndexedDataset, ShardedSampler
+from soatfast.train.data.sets import Data, load_data
 from soatfast.train.guard import OverfittingGuard, OverfittingWarning
-from soatfast.train.indexed import IndexedDataset, ShardedSampler
 from soatfast.train.models import MODELS, Normalize, ResNet18, SmallCNN, WideResNet, build_model
-from soatfast.train.specs import Subject, load_weights, make_model
-from soatfast.train.trainer import TrainConfig, TrainResult, train
+from soatfast.train.subject import Subject, load_weights, make_model
+from soatfast.train.trainer import train
 
 __all__ = [
     "MODELS",

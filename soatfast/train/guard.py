@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from soatfast.alignment import pert_align
 from soatfast.attacks import FGSM, PGD, Attack
-from soatfast.attacks.base import check_batch, check_radius, check_steps
-from soatfast.passes import Passes, passes_of
+from soatfast.gradients.checks import check_batch
+from soatfast.gradients.passes import Passes, passes_of
+from soatfast.losses.alignment import pert_align
+from soatfast.ops.arguments import check_radius, check_steps
 
 __all__ = ["GuardReading", "OverfittingGuard", "OverfittingWarning"]
 
@@ -174,7 +175,7 @@ class OverfittingGuard:
         """(PertAlign, #S, those of S that withstand PGD or -1 where it was not run)."""
         one_step, pgd = self._one_step.with_eps(eps), self._pgd.with_eps(eps)
         x, y = self.x, self.y
-        with one_step._oracle(model) as oracle:
+        with one_step.oracle(model) as oracle:
             g = oracle.gradient(x, y)
             right = ~oracle.fooled(y)
             x_adv = one_step.run(oracle, x, y, g)

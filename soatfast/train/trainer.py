@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,115 +18,20 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
-from soatfast.crops import CropFlip
-from soatfast.gradients import count_passes
+from soatfast.gradients.passes import count_passes
 from soatfast.losses import Loss, SORAState
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.store import PerturbationMemory
+from soatfast.runs import files
+from soatfast.runs.errors import UserError
+from soatfast.runs.folder import check_options, write_options
+from soatfast.runs.progress import Progress
 from soatfast.train import checkpoint
-from soatfast.train.curriculum import eps_of, linear, listed, scaled
-from soatfast.train.data import Batch, Batches, Data
-from soatfast.train.errors import UserError
+from soatfast.train.config import TrainConfig, TrainResult
+from soatfast.train.curriculum import eps_of, scaled
+from soatfast.train.data.batches import Batch, Batches
+from soatfast.train.data.indexed import check_unchanging
+from soatfast.train.data.sets import Data
 from soatfast.train.guard import OverfittingGuard
-from soatfast.train.indexed import check_unchanging
-from soatfast.train.progress import Progress
-
-_LEAST = (("epochs", 1), ("batch_size", 1), ("eps_ramp_epochs", 0), ("seed", 0), ("crop_padding", 0))
-_GUARD = (("guard", 0), ("guard_steps", 1))
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train, apart from model, loss and data. The defaults are those of the digits demo."""
-
-    epochs: int = 15
-    """Passes over the training set."""
-    batch_size: int = 100
-    """Samples a step, over all processes together. The last, smaller batch of an epoch is left out."""
-    lr: float = 1e-3
-    """Learning rate at the start."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    weight_decay: float = 0.0
-    """L2 penalty, added to the gradient."""
-    momentum: float = 0.9
-    """Of sgd; adam has its usual betas 0.9 and 0.999."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """Of the learning rate: cosine to 0, or step: a tenth after 1/2 and again after 3/4 of the epochs."""
-    eps_ramp_epochs: int = 5
-    """In epoch e (from 0) the loss gets eps min(1, (e + 1) / ramp); 1 or 0: the full eps from the start."""
-    h_ramp: tuple[float, ...] = ()
-    """Shares of the loss's finite-difference step h in the first epochs, then all of it; CURE's: 0.033 0.13 0.27 0.6.
-    A loss without h, or with its default None, is left alone."""
-    seed: int = 0
-    """Fixes the data order and the random starts of attacks; in the commands the first weights too."""
-    precision: Literal["no", "bf16"] = "no"
-    """Autocast of all network passes, those of the attack included."""
-    channels_last: bool = False
-    """Channels-last memory layout for model and images."""
-    crop_padding: int = 0
-    """Random crops by up to so many pixels each way, after zero padding."""
-    flip: bool = False
-    """Random horizontal flips."""
-    guard: int = 0
-    """Watch so many training samples for catastrophic overfitting after every epoch; 0: no. See OverfittingGuard."""
-    guard_steps: int = 5
-    """Attack steps of the epochs after an alarm, where the loss has fewer; PGD then takes its default step size."""
-
-    def __post_init__(self) -> None:
-        for name, low in _LEAST + _GUARD:
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        for name in ("weight_decay", "momentum"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if any(not 0 < share < math.inf for share in self.h_ramp):
-            raise ValueError(f"h_ramp must be positive and finite shares, got {self.h_ramp}")
-        choices = {
-            "optimizer": ("adam", "sgd"),
-            "schedule": ("constant", "cosine", "step"),
-            "precision": ("no", "bf16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-
-    @property
-    def augment(self) -> CropFlip | None:
-        """The crops and flips, or None."""
-        wanted = self.crop_padding > 0 or self.flip
-        return CropFlip(padding=self.crop_padding, flip=self.flip) if wanted else None
-
-    def eps_fraction(self, epoch: int) -> float:
-        """Share of the full eps in epoch `epoch` (0-based)."""
-        return linear(epoch, self.eps_ramp_epochs)
-
-    def h_fraction(self, epoch: int) -> float:
-        """Share of the full h in epoch `epoch` (0-based)."""
-        return listed(epoch, self.h_ramp)
-
-    def lr_at(self, done: float) -> float:
-        """Learning rate when the share `done` in [0, 1) of all steps is done."""
-        if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
-        if self.schedule == "step":
-            return self.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
-        return self.lr
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """seconds: of the epochs, over all sittings: their batches and steps, bringing whole memories together, and the
-    guard's readings; not checkpoints. passes: counted on one step of the first epoch (fields of Passes), so neither
-    the guard's nor the steps that an alarm adds.
-
-    history: one dict per epoch with epoch, loss (mean over its steps), eps, lr, seconds and the guard's reading.
-    """
-
-    seconds: float
-    steps: int
-    passes: dict[str, int]
-    history: list[dict[str, Any]] = field(repr=False)
 
 
 @dataclass
@@ -191,7 +96,7 @@ def train(
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
-    checkpoint.make_writable(folder)
+    files.make_writable(folder)
     accelerator = Accelerator(mixed_precision=config.precision)
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Progress()
@@ -200,7 +105,7 @@ def train(
     if not resume and main:
         checkpoint.remove_run(folder)
     accelerator.wait_for_everyone()
-    known = checkpoint.check_options(folder, options)
+    known = check_options(folder, options)
     saved = checkpoint.checkpoints(folder)
     accelerator.wait_for_everyone()
     if known and (folder / checkpoint.RESULT).is_file() and (folder / checkpoint.WEIGHTS).is_file():
@@ -208,9 +113,9 @@ def train(
         if memory is not None and saved:
             checkpoint.load_memory(saved[-1], memory)
         progress.note("trained already")
-        return TrainResult(**checkpoint.read_json(folder / checkpoint.RESULT))
+        return TrainResult(**files.read_json(folder / checkpoint.RESULT))
     if main:
-        checkpoint.write_options(folder, options)
+        write_options(folder, options)
 
     set_seed(config.seed, device_specific=True)
     if config.channels_last:
@@ -222,7 +127,7 @@ def train(
         data.train, config.batch_size, config.seed, accelerator.device, rank, world, config.augment, shards
     )
     guard = _guard(loss, data, config, accelerator)
-    state = _State(generators=list(checkpoint.generators(loss)), guard=guard, loss=getattr(loss, "state", None))
+    state = _State(generators=list(files.generators(loss)), guard=guard, loss=getattr(loss, "state", None))
     if not saved:
         if memory is not None:
             memory.reset()
@@ -242,7 +147,7 @@ def train(
                 checkpoint.load_memory(saved[-1], memory)
             progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
         if main:
-            checkpoint.write_options(folder, options, state.passes)
+            write_options(folder, options, state.passes)
         progress.begin(config.epochs, len(batches), state.epoch)
         for epoch in range(state.epoch, config.epochs):
             row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress, guard)
@@ -259,7 +164,7 @@ def train(
     result = TrainResult(state.seconds, config.epochs * len(batches), state.passes, state.history)
     if main:
         checkpoint.save_weights(model, folder / checkpoint.WEIGHTS)
-        checkpoint.write_json(folder / checkpoint.RESULT, dataclasses.asdict(result))
+        files.write_json(folder / checkpoint.RESULT, dataclasses.asdict(result))
     accelerator.wait_for_everyone()
     return result
 
@@ -302,7 +207,7 @@ def _epoch(
     row = {
         "epoch": epoch + 1,
         "loss": mean,
-        "eps": checkpoint.describe(eps_of(loss)),
+        "eps": files.describe(eps_of(loss)),
         "lr": lr,
         "seconds": seconds,
     }
@@ -331,7 +236,7 @@ def _count(
 @contextmanager
 def _states_kept(loss: Loss, batch: Batch) -> Iterator[None]:
     """Random states, the loss's own state and its memory of the batch are as before afterwards."""
-    own = [(generator, generator.get_state()) for generator in checkpoint.generators(loss)]
+    own = [(generator, generator.get_state()) for generator in files.generators(loss)]
     memory, state = getattr(loss, "memory", None), getattr(loss, "state", None)
     figures = None if state is None else state.state_dict()
     with torch.random.fork_rng(), nullcontext() if memory is None else memory.kept(batch.index):
@@ -376,8 +281,8 @@ def _options(model: nn.Module, loss: Loss, data: Data, config: TrainConfig, proc
     """What makes a run the same run; compared before one is resumed."""
     samples = len(data.train)  # type: ignore[arg-type]
     return {
-        "config": checkpoint.describe(config),
-        "loss": checkpoint.describe(loss),
+        "config": files.describe(config),
+        "loss": files.describe(loss),
         "model": {"type": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())},
         "data": {"name": data.name, "samples": samples, "shape": list(data.shape)},
         "processes": processes,

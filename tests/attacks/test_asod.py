@@ -9,7 +9,7 @@ import torch
 
 from soatfast.attacks import ASOD, PGD
 from soatfast.gradients import InputGradient
-from soatfast.passes import passes_of
+from soatfast.gradients.passes import passes_of
 from tests.nets import batch, quadratic, relu_net, slow_gradient, smooth_net
 
 

@@ -7,7 +7,7 @@ from soatfast.attacks import FrankWolfe
 from soatfast.compat.trades import trades_loss
 from soatfast.gradients import count_passes
 from soatfast.losses import MART, SCORPIO, SORA, TRADES
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.store import PerturbationMemory
 from tests.attacks.test_attacks import ATTACKS, DETERMINISTIC, name
 from tests.nets import batch, conv_net, relu_net
 

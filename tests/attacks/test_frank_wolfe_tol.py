@@ -11,7 +11,7 @@ from soatfast.attacks import FrankWolfe
 from soatfast.evaluate.watch import can_watch
 from soatfast.gradients import count_passes
 from soatfast.losses import SCORPIO, AdversarialTraining
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.store import PerturbationMemory
 from tests.nets import smooth_net
 
 EPS = 0.5

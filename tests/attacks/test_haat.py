@@ -14,7 +14,7 @@ from tests.nets import batch, linear_net, quadratic, relu_net, slow_gradient, sm
 
 
 def eigenvector(attack, model, x, y, h=1e-3):
-    with attack._oracle(model) as oracle:
+    with attack.oracle(model) as oracle:
         return attack._eigenvector(oracle, x, y, oracle.gradient(x, y), h)
 
 

@@ -90,7 +90,7 @@ def test_a_gradient_without_direction_does_not_freeze_the_sample(factor):
 def test_a_known_gradient_is_not_computed_again():
     model, (x, y) = smooth_net(), batch()
     attack = MIFGSM(eps=0.2, steps=3)
-    with attack._oracle(model) as oracle:
+    with attack.oracle(model) as oracle:
         known = attack.run(oracle, x, y, g0=oracle.gradient(x, y))
     torch.testing.assert_close(known, attack(model, x, y))
 

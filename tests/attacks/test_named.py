@@ -129,7 +129,7 @@ def test_bad_fields():
 
 def test_the_oracles_sign_survives_an_error():
     attack = TL()
-    with attack._oracle(relu_net()) as oracle:
+    with attack.oracle(relu_net()) as oracle:
         x, y = batch()
         with pytest.raises(RuntimeError):
             dataclasses.replace(attack, restarts=2)._perturb(oracle, x[:, :, :2], y, None)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soatfast.attacks import FGSM, PGD, FrankWolfe
-from soatfast.crops import CropFlip
 from soatfast.gradients import count_passes
 from soatfast.losses import SCORPIO, AdversarialTraining, CrossEntropy
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.crops import CropFlip
+from soatfast.memory.store import PerturbationMemory
 from tests.nets import batch, conv_net, relu_net
 
 SHAPE = (1, 4, 4)

@@ -167,7 +167,7 @@ def test_inside_ball_and_box_and_never_weaker(p, eps, step_size, basis, targeted
     x_adv = attack(model, x, y)
     assert x_adv.min() >= 0 and x_adv.max() <= 1
     assert ((x_adv - x).flatten(1).norm(p, dim=1) <= eps * (1 + 1e-9) + 1e-12).all()
-    with attack._oracle(model) as oracle:
+    with attack.oracle(model) as oracle:
         assert (oracle.loss(x_adv, y) >= oracle.loss(x, y)).all()
 
 

@@ -12,12 +12,12 @@ from soatfast import ops
 from soatfast.attacks import SOAE
 from soatfast.gradients import InputGradient, count_passes
 from soatfast.losses import AdversarialTraining
-from soatfast.quadratic import trust_region
+from soatfast.solvers.quadratic import trust_region
 from tests.nets import batch, hessians, linear_net, quadratic, relu_net, smooth_net
 
 
 def direction(attack, model, x, y, reach=1.0):
-    with attack._oracle(model) as oracle:
+    with attack.oracle(model) as oracle:
         g, d = attack._direction(oracle, x, y, None, reach)
     return g.flatten(1), d.flatten(1)
 
@@ -71,7 +71,7 @@ def test_a_whole_step_on_a_quadratic_loss(variant):
     x = 0.5 * torch.ones(3, 6, dtype=torch.float64)
     attack = SOAE(variant=variant, scheme="exact", rtol=1e-12, objective=objective)
     y = torch.zeros(3, dtype=torch.long)
-    with attack._oracle(torch.nn.Identity()) as oracle:
+    with attack.oracle(torch.nn.Identity()) as oracle:
         g = oracle.gradient(x, y)
         d = attack._ascending(g, attack._direction(oracle, x, y, g, 1.0)[1])
         after = oracle.gradient(x + d, y)
@@ -81,7 +81,7 @@ def test_a_whole_step_on_a_quadratic_loss(variant):
 def test_raw_step_moves_by_eps_over_steps_times_the_direction():
     model, (x, y) = smooth_net(), batch()
     attack = SOAE(eps=0.01, p=2, steps=1, scheme="exact", step="raw")
-    with attack._oracle(model) as oracle:
+    with attack.oracle(model) as oracle:
         g, d = attack._direction(oracle, x, y, None, 0.01)
         d = attack._ascending(g, d)
     expected = ops.project(x + 0.01 * d, x, 2, 0.01)
@@ -92,7 +92,7 @@ def test_newton_never_descends_and_literal_does():
     model, (x, y) = smooth_net(), batch(n=30)
     for variant, ascends in (("newton", True), ("literal", False)):
         attack = SOAE(eps=1e-4, p=2, steps=1, variant=variant, scheme="exact", bounds=(-1, 2))
-        with attack._oracle(model) as oracle:
+        with attack.oracle(model) as oracle:
             change = oracle.loss(attack(model, x, y), y) - oracle.loss(x, y)
         assert (change > 0).all() if ascends else (change < 0).any()
 

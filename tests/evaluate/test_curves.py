@@ -8,7 +8,7 @@ import pytest
 from soatfast.attacks import FGSM, PGD
 from soatfast.evaluate import Curve, accuracy_against_eps, steps_plateau
 from soatfast.evaluate import suite as run_suite
-from soatfast.passes import Passes
+from soatfast.gradients.passes import Passes
 
 EPS = (0.2, 0.0, 0.05, 0.1)
 

@@ -10,7 +10,7 @@ from torch import nn
 from soatfast.attacks import FGSM, PGD, FrankWolfe
 from soatfast.evaluate import compare_margins, final_margins, masking_signs, signs_table
 from soatfast.evaluate.masking import Noise
-from soatfast.passes import Passes
+from soatfast.gradients.passes import Passes
 from tests.nets import batch, linear_net, relu_net
 
 stats = pytest.importorskip("scipy.stats")

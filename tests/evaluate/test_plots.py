@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from soatfast.evaluate import Curve, compare_margins, curves_picture, scatter_picture
-from soatfast.passes import Passes
+from soatfast.gradients.passes import Passes
 
 
 def curve(label, *values):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from soatfast.attacks import FGSM, PGD
-from soatfast.errors import RunFolderError
 from soatfast.evaluate import load_suite, suite
 from soatfast.evaluate import records as module
+from soatfast.runs.errors import RunFolderError
 from tests.nets import batch, relu_net
 
 ATTACKS = {"fgsm": FGSM(eps=0.1), "pgd": PGD(eps=0.1, steps=2)}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from soatfast.attacks import FGSM, PGD
-from soatfast.errors import RunFolderError
 from soatfast.evaluate import image_quality, load_suite, quality, suite
+from soatfast.runs.errors import RunFolderError
 from tests.nets import batch, relu_net
 
 SHAPE = (1, 13, 12)

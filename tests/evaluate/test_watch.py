@@ -9,7 +9,7 @@ from torch import nn
 
 from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, NearPGD
 from soatfast.attacks.named import TL, TM, UL, UM
-from soatfast.evaluate.cell import attack_batch, clean_batch, seeded
+from soatfast.evaluate.batch import attack_batch, clean_batch, seeded
 from soatfast.evaluate.masking import Noise
 from soatfast.evaluate.watch import can_watch
 from tests.nets import batch, conv_net, relu_net, smooth_net

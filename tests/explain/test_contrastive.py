@@ -6,7 +6,7 @@ from torch import nn
 
 from soatfast.explain import ContrastivePair, roles
 from soatfast.gradients import count_passes
-from soatfast.objectives import cross_entropy
+from soatfast.gradients.objectives import cross_entropy
 from tests.nets import batch, conv_net, linear_net, relu_net, smooth_net
 
 PAIR = ContrastivePair(eps=0.5, steps=5)

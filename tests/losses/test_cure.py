@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from soatfast.gradients.passes import Passes
 from soatfast.losses import CURE
-from soatfast.passes import Passes
 from tests.losses.oracles import Quadratic, assert_same, linear_loss, loss_and_gradient, one_by_one, points
 from tests.nets import batch, linear_net, relu_net, smooth_net
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soatfast.gradients.passes import Passes
 from soatfast.losses import InputGradientPenalty
 from soatfast.losses.regulariser import norms
-from soatfast.passes import Passes
 from tests.losses.oracles import assert_same, linear_loss, loss_and_gradient, one_by_one, points
 from tests.nets import batch, linear_net, relu_net, slow_lmo, smooth_net
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from soatfast.gradients.passes import Passes
 from soatfast.losses import LLR
-from soatfast.passes import Passes
 from tests.losses.oracles import Quadratic, assert_same, linear_loss, loss_and_gradient, one_by_one, points
 from tests.nets import batch, relu_net, smooth_net
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from soatfast.attacks import FGSM, PGD, FrankWolfe
 from soatfast.gradients import count_passes
+from soatfast.gradients.passes import Passes
 from soatfast.losses import (
     CURE,
     LLR,
@@ -22,7 +23,6 @@ from soatfast.losses import (
     CrossEntropy,
     InputGradientPenalty,
 )
-from soatfast.passes import Passes
 from tests.nets import batch, conv_net, relu_net, slow_frank_wolfe, slow_gradient, smooth_net
 
 LOSSES = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from soatfast.attacks import PGD
+from soatfast.gradients.passes import Passes
 from soatfast.losses import SOAR
-from soatfast.passes import Passes
 from tests.losses.oracles import Known, Quadratic, assert_same, linear_loss, loss_and_gradient, one_by_one, points
 from tests.nets import batch, hessians, relu_net, slow_gradient, smooth_net
 

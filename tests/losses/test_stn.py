@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from soatfast.attacks import ASOD
+from soatfast.gradients.passes import Passes
 from soatfast.losses import STN
-from soatfast.passes import Passes
 from tests.losses.oracles import assert_same
 from tests.nets import batch, relu_net, smooth_net
 

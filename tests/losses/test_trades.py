@@ -11,8 +11,8 @@ from torch import nn
 
 from soatfast.attacks import NearPGD
 from soatfast.gradients import count_passes
+from soatfast.gradients.objectives import kl_divergence
 from soatfast.losses import TRADES
-from soatfast.objectives import kl_divergence
 from tests.nets import batch, relu_net, smooth_net
 
 

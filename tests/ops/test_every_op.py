@@ -16,10 +16,9 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.ops import reference
-from soatfast.ops._arguments import Layout
+from soatfast.ops.arguments import Layout
 from soatfast.testing import DTYPES, LAYOUTS, OPS, check, dtypes, op_cases
-
-from .calls import CALLS, as_tuple, make_batch, takes
+from tests.ops.calls import CALLS, as_tuple, make_batch, takes
 
 SMALL = [(0, 33), (3, 33)]
 every_dtype = pytest.mark.parametrize(("op", "dtype"), [(op, dtype) for op in OPS for dtype in dtypes(op)], ids=str)
@@ -47,7 +46,7 @@ def test_kernel_is_within_the_budget(op: str, dtype: torch.dtype) -> None:
 def test_lower_instruction_sets_are_within_the_budget(isa: str) -> None:
     program = """
 import sys, torch
-from soatfast.config import cpu_isa
+from soatfast.ops.config import cpu_isa
 from soatfast.testing import OPS, SMALL_SHAPES, check, dtypes, op_cases
 if cpu_isa() != sys.argv[1]:
     sys.exit(f"skip: runs {cpu_isa()}")

@@ -15,8 +15,7 @@ from torch import Tensor
 from soatfast import ops
 from soatfast.ops import reference
 from soatfast.ops.constants import ACTIVE, BREAKDOWN, CONVERGED, NONFINITE, SINGULAR
-
-from .krylov_calls import (
+from tests.ops.krylov_calls import (
     DTYPES,
     OF_SAMPLES,
     SHAPES,

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from soatfast import ops
 from soatfast.ops.contract import MEMORY_DTYPES
 from soatfast.testing import GENERAL_P, op_cases
-
-from .test_replay_start import BAD, memory_of
+from tests.ops.test_replay_start import BAD, memory_of
 
 every_memory = pytest.mark.parametrize("kept", MEMORY_DTYPES, ids=str)
 ROWS = torch.tensor([4, 0, 5])

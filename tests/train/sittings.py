@@ -7,9 +7,9 @@ import torch
 
 from soatfast.attacks import PGD, FrankWolfe
 from soatfast.losses import AdversarialTraining
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.store import PerturbationMemory
+from soatfast.runs.progress import Progress
 from soatfast.train import TrainConfig, train
-from soatfast.train.progress import Progress
 from tests.train.conftest import make_data, make_model, same, weights
 
 CONFIG = TrainConfig(epochs=3, batch_size=10, eps_ramp_epochs=2, seed=5)
@@ -60,4 +60,4 @@ def replay(dtype=torch.int8, augment=None, samples=40, shape=(1, 8, 8), device="
 
 
 def same_memory(a, b):
-    return same(a.memory._state(), b.memory._state())
+    return same(a.memory.state(), b.memory.state())

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from soatfast.attacks import PGD, FrankWolfe
 from soatfast.losses import SCORPIO, AdversarialTraining
-from soatfast.memory import PerturbationMemory
+from soatfast.memory.store import PerturbationMemory
 from soatfast.train import TrainConfig, checkpoint, train
 from tests.train.conftest import make_data
 
@@ -63,11 +63,11 @@ def memories_meet(rank: int, dtype: torch.dtype, p: float) -> None:
         memory.synchronize()
         for name in ("values", "scale") if dtype == torch.int8 else ("values",):
             rows = [i for i in samples[1] if i not in samples[0]]
-            expected._state()[name][rows] = alone[1]._state()[name][rows]
-            assert torch.equal(memory._state()[name], expected._state()[name]), (name, number)
-            alone[1]._state()[name].copy_(expected._state()[name])
+            expected.state()[name][rows] = alone[1].state()[name][rows]
+            assert torch.equal(memory.state()[name], expected.state()[name]), (name, number)
+            alone[1].state()[name].copy_(expected.state()[name])
         visited = [i for both in rounds[: number + 1] for i in both[0] + both[1]]
-        assert memory.visits.tolist() == memory._common.tolist() == [visited.count(i) for i in range(6)]
+        assert memory.visits.tolist() == memory.common.tolist() == [visited.count(i) for i in range(6)]
         assert memory.p == p
     assert memory.values[:4].any(1).all() and not memory.values[4:].any()
 
@@ -103,7 +103,7 @@ def worker(folder: Path) -> None:
     rank, config = int(os.environ["RANK"]), dataclasses.replace(CONFIG, crop_padding=0)
     together = replay()  # a whole memory on each rank: samples change ranks from epoch to epoch
     train(plain_model(), together, make_data(), config, folder / "whole-memory")
-    save_file(together.memory._state(), folder / f"whole-{rank}.safetensors")
+    save_file(together.memory.state(), folder / f"whole-{rank}.safetensors")
     own = replay(rank, 2)
     train(plain_model(), own, make_data(), config, folder / "shards")
     assert own.memory.visits.tolist() == [2] * 20
@@ -111,12 +111,14 @@ def worker(folder: Path) -> None:
         train(plain_model(), replay(rank, 2), make_data(), config, folder / "shards-cut")
     again = replay(rank, 2)
     train(plain_model(), again, make_data(), config, folder / "shards-cut")
-    assert all(torch.equal(t, again.memory._state()[name]) for name, t in own.memory._state().items())
+    assert all(torch.equal(t, again.memory.state()[name]) for name, t in own.memory.state().items())
     for dtype, p in itertools.product((torch.float32, torch.bfloat16, torch.int8), (2, math.inf)):
         memories_meet(rank, dtype, p)
-        with mock.patch("soatfast.memory._reducible", lambda *_: torch.device("cpu", 0)):  # a copy, as for a GPU's
+        with mock.patch(
+            "soatfast.memory.shards.reducible", lambda *_: torch.device("cpu", 0)
+        ):  # a copy, as for a GPU's
             memories_meet(rank, dtype, p)
-        with mock.patch("soatfast.memory._FILE_BYTES", 20):  # several blocks
+        with mock.patch("soatfast.memory.shards.FILE_BYTES", 20):  # several blocks
             memories_meet(rank, dtype, p)
     balls_differ(rank)
     torch.distributed.barrier()
@@ -171,7 +173,7 @@ def test_two_processes(tmp_path):
     for name, value in one.state_dict().items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
     memories = [load_file(tmp_path / f"whole-{rank}.safetensors") for rank in (0, 1)]
-    for name, value in alone.memory._state().items():
+    for name, value in alone.memory.state().items():
         assert torch.equal(memories[0][name], memories[1][name]), name
         if name == "values":  # rounding of the summed gradients may turn a sign here and there
             assert (memories[0][name] == value).float().mean() > 0.99 and value.any()

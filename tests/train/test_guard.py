@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from soatfast.attacks import FGSM, PGD
-from soatfast.evaluate.accuracy import accuracy
+from soatfast.evaluate.accuracies import accuracy
 from soatfast.gradients import count_passes
-from soatfast.train.data import load_data
+from soatfast.train.data.sets import load_data
 from soatfast.train.guard import GuardReading, OverfittingGuard, OverfittingWarning
 from soatfast.train.models import ResNet18, SmallCNN
 from tests.nets import batch, conv_net, linear_net, slow_gradient, smooth_net

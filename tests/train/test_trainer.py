@@ -23,8 +23,9 @@ from soatfast.losses import (
     InputGradientPenalty,
     Loss,
 )
-from soatfast.train import RunFolderError, TrainConfig, UserError, checkpoint, train
-from soatfast.train.progress import Progress
+from soatfast.runs.errors import RunFolderError, UserError
+from soatfast.runs.progress import Progress
+from soatfast.train import TrainConfig, checkpoint, train
 from tests.train.conftest import make_data, make_model, same, weights
 from tests.train.sittings import CONFIG, CROPS, PGD_LOSS, Interrupt, interrupted, resumed, whole
 

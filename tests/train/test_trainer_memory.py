@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from soatfast.attacks import FrankWolfe
 from soatfast.losses import AdversarialTraining
-from soatfast.memory import PerturbationMemory
-from soatfast.train import RunFolderError, train
+from soatfast.memory.store import PerturbationMemory
+from soatfast.runs.errors import RunFolderError
+from soatfast.train import train
 from tests.train.conftest import make_data, make_model, same
 from tests.train.sittings import CONFIG, CROPS, Interrupt, interrupted, replay, resumed, same_memory, whole
 

@@ -25,9 +25,9 @@ True
 Attack mode is changed to 'targeted(least-likely)'.
 """
 
-from .attack import Attack
-from .attacks import BIM, EOTPGD, FFGSM, FGSM, GN, MIFGSM, PGD, PGDL2, RFGSM, TPGD, VANILA
-from .multiattack import MultiAttack
+from soatfast.compat.torchattacks.attack import Attack
+from soatfast.compat.torchattacks.attacks import BIM, EOTPGD, FFGSM, FGSM, GN, MIFGSM, PGD, PGDL2, RFGSM, TPGD, VANILA
+from soatfast.compat.torchattacks.multiattack import MultiAttack
 
 __version__ = "3.5.1"
 """The version of torchattacks whose interface this is."""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import attacks
-from ...attacks import targets
-from ...gradients import check, check_labels
-from ...passes import unwrap
-from .files import Files
+from soatfast import attacks
+from soatfast.attacks import targets
+from soatfast.compat.torchattacks.files import Files
+from soatfast.gradients.checks import check_labels
+from soatfast.gradients.passes import unwrap
+from soatfast.ops.arguments import check
 
 Labels = Tensor | None
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import attacks
-from ...attacks.base import Model
-from ...gradients import InputGradient
-from .attack import Attack, Labels, Logits
+from soatfast import attacks
+from soatfast.attacks.base import Model
+from soatfast.compat.torchattacks.attack import Attack, Labels, Logits
+from soatfast.gradients.oracle import InputGradient
 
 
 class _Summed(InputGradient):
@@ -38,7 +38,7 @@ class _PGD(attacks.PGD):
     def _start(self, x: Tensor) -> Tensor:
         return x if self.start is None else self.start.to(x.dtype)
 
-    def _oracle(self, model: Model) -> InputGradient:
+    def oracle(self, model: Model) -> InputGradient:
         oracle = _Summed(model, self.objective, self.mode, self.engine, self.targeted)
         oracle.times = self.times
         return oracle

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attack import Attack
+from soatfast.compat.torchattacks.attack import Attack
 
 
 class MultiAttack(Attack):

@@ -21,8 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._math import clamp, divide, no_less_than_zero, reciprocal, root, sign, smaller
-from ._row import (
+from soatfast.ops.triton._math import clamp, divide, no_less_than_zero, reciprocal, root, sign, smaller
+from soatfast.ops.triton._row import (
     INF,
     ONE,
     TWO,
@@ -37,7 +37,7 @@ from ._row import (
     store,
     unit_lmo,
 )
-from ._select import kth_largest
+from soatfast.ops.triton._select import kth_largest
 
 _MAX_STEPS = tl.constexpr(64)  # of the search for tau: a bound, 4 to 10 are usual
 

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..constants import accumulate_dtype
-from ._math import bits
-from ._row import GENERAL, INF, ONE, TWO
+from soatfast.ops.constants import accumulate_dtype
+from soatfast.ops.triton._math import bits
+from soatfast.ops.triton._row import GENERAL, INF, ONE, TWO
 
 Constexprs: TypeAlias = dict[str, Any]
 

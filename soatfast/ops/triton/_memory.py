@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._math import clamp, reciprocal, sign
-from ._row import INF, positive_or_one
+from soatfast.ops.triton._math import clamp, reciprocal, sign
+from soatfast.ops.triton._row import INF, positive_or_one
 
 _STEP = tl.constexpr(1 / 127)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._math import clamp, power, reciprocal, root, sign
+from soatfast.ops.triton._math import clamp, power, reciprocal, root, sign
 
 # norm kinds
 INF = tl.constexpr(0)

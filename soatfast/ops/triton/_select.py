@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._row import clean, load
+from soatfast.ops.triton._row import clean, load
 
 
 @triton.jit

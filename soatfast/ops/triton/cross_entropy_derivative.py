@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Constexprs, on_device, tile, warps
-from ._math import bits, divide, exponential, scalar
-from ._row import store
+from soatfast.ops.triton._launch import Constexprs, on_device, tile, warps
+from soatfast.ops.triton._math import bits, divide, exponential, scalar
+from soatfast.ops.triton._row import store
 
 
 @triton.jit

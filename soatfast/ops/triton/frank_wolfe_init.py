@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..constants import INIT_LMO, INIT_SCALED
-from ._launch import Constexprs, exponents, kept_by, norm_kind, on_device, per_sample, tile, warps
-from ._math import bits, clamp, scalar
-from ._math import per_sample as sample_number
-from ._row import (
+from soatfast.ops.constants import INIT_LMO, INIT_SCALED
+from soatfast.ops.triton._launch import Constexprs, exponents, kept_by, norm_kind, on_device, per_sample, tile, warps
+from soatfast.ops.triton._math import bits, clamp, scalar
+from soatfast.ops.triton._math import per_sample as sample_number
+from soatfast.ops.triton._row import (
     INF,
     clean,
     inverse_norm,

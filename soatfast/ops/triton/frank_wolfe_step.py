@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..constants import accumulate_dtype
-from ._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
-from ._math import bits, clamp, reciprocal, scalar
-from ._math import per_sample as sample_number
-from ._row import (
+from soatfast.ops.constants import accumulate_dtype
+from soatfast.ops.triton._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
+from soatfast.ops.triton._math import bits, clamp, reciprocal, scalar
+from soatfast.ops.triton._math import per_sample as sample_number
+from soatfast.ops.triton._row import (
     INF,
     clean,
     load,

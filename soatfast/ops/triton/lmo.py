@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Constexprs, exponents, kept_by, norm_kind, on_device, per_sample, tile, warps
-from ._math import bits, scalar
-from ._math import per_sample as sample_number
-from ._row import INF, clean, load, merge_stats, no_stats, row_stats, store, unit_lmo
+from soatfast.ops.triton._launch import Constexprs, exponents, kept_by, norm_kind, on_device, per_sample, tile, warps
+from soatfast.ops.triton._math import bits, scalar
+from soatfast.ops.triton._math import per_sample as sample_number
+from soatfast.ops.triton._row import INF, clean, load, merge_stats, no_stats, row_stats, store, unit_lmo
 
 
 @triton.jit

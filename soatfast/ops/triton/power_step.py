@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..constants import accumulate_dtype
-from ._launch import Constexprs, on_device, tile, warps
-from ._math import bits, reciprocal, root, scalar
-from ._row import TWO, clean, inverse_norm, load, merge_stats, no_stats, row_stats, scaled, store
+from soatfast.ops.constants import accumulate_dtype
+from soatfast.ops.triton._launch import Constexprs, on_device, tile, warps
+from soatfast.ops.triton._math import bits, reciprocal, root, scalar
+from soatfast.ops.triton._row import TWO, clean, inverse_norm, load, merge_stats, no_stats, row_stats, scaled, store
 
 
 @triton.jit

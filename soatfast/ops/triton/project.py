@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._ball import project_row
-from ._launch import Constexprs, norm_kind, on_device, per_sample, tile, warps
-from ._math import bits, scalar
-from ._math import per_sample as sample_number
+from soatfast.ops.triton._ball import project_row
+from soatfast.ops.triton._launch import Constexprs, norm_kind, on_device, per_sample, tile, warps
+from soatfast.ops.triton._math import bits, scalar
+from soatfast.ops.triton._math import per_sample as sample_number
 
 
 @triton.jit

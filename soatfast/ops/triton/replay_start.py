@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Constexprs, on_device, per_sample, tile, warps
-from ._math import bits, clamp, scalar
-from ._math import per_sample as sample_number
-from ._memory import check_dense, memory_row, recall, row_scale
-from ._row import load, store
+from soatfast.ops.triton._launch import Constexprs, on_device, per_sample, tile, warps
+from soatfast.ops.triton._math import bits, clamp, scalar
+from soatfast.ops.triton._math import per_sample as sample_number
+from soatfast.ops.triton._memory import check_dense, memory_row, recall, row_scale
+from soatfast.ops.triton._row import load, store
 
 
 @triton.jit

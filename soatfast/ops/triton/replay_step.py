@@ -14,11 +14,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
-from ._math import bits, clamp, reciprocal, scalar
-from ._math import per_sample as sample_number
-from ._memory import check_dense, memory_row, recall, remember, row_scale, store_scale
-from ._row import INF, clean, load, merge_stats, no_stats, positive_or_one, row_stats, store, unit_lmo
+from soatfast.ops.triton._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
+from soatfast.ops.triton._math import bits, clamp, reciprocal, scalar
+from soatfast.ops.triton._math import per_sample as sample_number
+from soatfast.ops.triton._memory import check_dense, memory_row, recall, remember, row_scale, store_scale
+from soatfast.ops.triton._row import (
+    INF,
+    clean,
+    load,
+    merge_stats,
+    no_stats,
+    positive_or_one,
+    row_stats,
+    store,
+    unit_lmo,
+)
 
 
 @triton.jit

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from soatfast.krylov import gmres
 from soatfast.ops import load
-
-from ..krylov_calls import DTYPES, OPS, call, double, kernel, make_args, name_of, results_of, twin
+from soatfast.solvers.krylov import gmres
+from tests.ops.krylov_calls import DTYPES, OPS, call, double, kernel, make_args, name_of, results_of, twin
 
 pytestmark = [
     pytest.mark.cuda,

@@ -10,8 +10,7 @@ from torch import Tensor
 
 import soatfast.ops as ops
 from soatfast.testing import LAYOUTS, op_cases
-
-from .interpreted import OPS, force_streaming, launcher, only_interpreted, quiet
+from tests.ops.triton.interpreted import OPS, force_streaming, launcher, only_interpreted, quiet
 
 pytestmark = [only_interpreted, quiet]
 

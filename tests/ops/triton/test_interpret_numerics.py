@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from soatfast.testing import DTYPES, Case, check, op_cases
-
-from .interpreted import OPS, force_streaming, interpretable, launcher, only_interpreted, quiet
+from tests.ops.triton.interpreted import OPS, force_streaming, interpretable, launcher, only_interpreted, quiet
 
 pytestmark = [only_interpreted, quiet]
 

@@ -15,8 +15,7 @@ from soatfast.ops import reference
 from soatfast.ops.contract import MEMORY_DTYPES
 from soatfast.ops.quantise import remembered
 from soatfast.testing import LAYOUTS, Case, call, check, dtypes, op_cases
-
-from .interpreted import force_streaming, interpretable, launcher, only_interpreted, quiet
+from tests.ops.triton.interpreted import force_streaming, interpretable, launcher, only_interpreted, quiet
 
 pytestmark = [only_interpreted, quiet]
 
@@ -273,7 +272,7 @@ def test_channels_last_through_the_public_functions(kind: torch.dtype, monkeypat
 
     with ops.backend("reference"):
         expected = run()
-    monkeypatch.setattr(importlib.import_module("soatfast.ops.replay"), "kernel", launcher)
+    monkeypatch.setattr(importlib.import_module("soatfast.ops.memory"), "kernel", launcher)
     step = 1.0 if kind == torch.int8 else 1e-2 if kind == torch.bfloat16 else 1e-6  # of the memory's rounding
     for position, (mine, twin) in enumerate(zip(run(), expected, strict=True)):
         torch.testing.assert_close(mine, twin, rtol=1e-5, atol=step if position == 2 else 1e-6)

@@ -1,0 +1,1 @@
+"""The command `soatfast`: one file a command."""

@@ -1,0 +1,305 @@
+"""The comparison of defences: train each, attack each, one table, one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from soatfast.attacks.autoattack import require_torchattacks
+from soatfast.attacks.catalogue import ATTACKS, QUICK, Task, check_ball
+from soatfast.commands import papers
+from soatfast.commands.methods import BASELINE, DEMO, METHODS, suited, with_engine
+from soatfast.evaluate.accuracies import AccuracyResult, accuracy, gather
+from soatfast.gradients.passes import Passes
+from soatfast.runs import figures as pictures
+from soatfast.runs import files, parts
+from soatfast.runs.errors import UserError
+from soatfast.runs.files import digest, fingerprint
+from soatfast.runs.folder import OPTIONS
+from soatfast.runs.progress import Progress
+from soatfast.runs.resume import Start
+from soatfast.runs.table import Column, Table
+from soatfast.train.config import TrainConfig, TrainResult
+from soatfast.train.data.sets import Data, load_data
+from soatfast.train.subject import check_width, make_model
+from soatfast.train.trainer import train
+
+
+@dataclass(frozen=True)
+class CompareConfig(Start):
+    """Train one model by several methods and attack each."""
+
+    preset: Literal["demo", "tables"] = "demo"
+    """tables: a small-data version of the papers' grid, three seeds, about an hour; also writes papers.md, which says
+    which of the papers' claims hold up. It changes the defaults of the other options; those given still count."""
+    run_dir: Path = Path("runs/demo")
+    """Folder of everything written; finished and interrupted trainings found there are used."""
+    methods: tuple[str, ...] = DEMO
+    """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it, replay the Frank-Wolfe
+    training with memory, atta its PGD counterpart, fgsm one step from a random start, soat and haat training on
+    second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty,
+    gradient-difference, llr and stn regularise the loss on clean images; pgd3, pgd7, scorpio-fe1, scorpio-cd and
+    scorpio-cd1 are rows of the papers' tables."""
+    attacks: tuple[str, ...] = QUICK
+    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, asod, mifgsm, simba (black box, 200 steps),
+    pgd20, ul, tl, um and tm (SCORPIO's, 10 steps), um20, um40, um100, autoattack (of torchattacks; a minute or more a
+    model)."""
+    eps: float = 0.2
+    """Radius of training and evaluation, in pixel units of [0, 1]."""
+    p: float = math.inf
+    """Norm of the ball: inf or 2."""
+    seeds: int = 1
+    """Trainings per method, from seed on; the table shows mean ± sample standard deviation."""
+    data: str = "mnist5k"
+    """mnist5k (4 000 digits to train on, 1 000 held out), digits8 (8x8 digits), mnist, cifar10, svhn, npz:PATH or
+    imagefolder:PATH (see soatfast train)."""
+    data_root: Path | None = None
+    """Folder of the published files of mnist, cifar10 and svhn."""
+    download: bool = False
+    """Fetch missing files of mnist or svhn first (needs torchvision)."""
+    model: str = "small-cnn"
+    """small-cnn (small images), resnet18, wrn-34-10 or package.module:factory (see soatfast train)."""
+    width: int | None = None
+    """Channels of the first layer of small-cnn (16) or resnet18 (64)."""
+    train_samples: int | None = None
+    """Use only the first so many training samples."""
+    test_samples: int | None = None
+    """Use only the first so many held-out samples."""
+    engine: str = "eager"
+    """How the passes of the training attacks are run: eager, or some of bf16, fp16, channels_last and compile joined by
+    "+" (soatfast tune). Methods without such an attack (standard, cure, soat, ...) cannot have another than eager."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(self.methods) or 'none'}")
+        unknown = [name for name in self.attacks if name not in ATTACKS]
+        if unknown or len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"attacks must be some of {', '.join(ATTACKS)}, got {', '.join(self.attacks)}")
+        missing = [name for name in ("clean", "pgd40") if name not in self.attacks]
+        if missing:
+            raise ValueError(f"the table and picture need the attacks clean and pgd40, got {', '.join(self.attacks)}")
+        check_ball(self.eps, self.p)
+        for name in self.methods if self.engine != "eager" else ():
+            with_engine(METHODS[name].loss(Task(self.eps, 1, (1, 1, 1), self.p)), self.engine)
+        check_width(self.model, self.width)
+        if self.p == 2 and "haat" in (*self.methods, *self.attacks):
+            raise ValueError("haat needs p = inf, got p = 2: name methods and attacks without it")
+        for name in ("seeds", "train_samples", "test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model with its figures; `loss` is described in JSON's terms, `accuracies` has one entry an attack."""
+
+    seed: int
+    model: nn.Module = field(repr=False)
+    loss: dict[str, Any] = field(repr=False)
+    training: TrainResult
+    accuracies: dict[str, AccuracyResult]
+
+
+def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
+    """Run the comparison; write results.json, results.md and comparison.png; return the table.
+
+    Training seconds: see TrainResult. Every run begins with the weights that its seed gives.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
+    progress = progress or Progress()
+    config.check_start(config.run_dir, f"*/seed-*/{OPTIONS}")
+    files.make_writable(config.run_dir)
+    if "autoattack" in config.attacks:  # asked now, and not after hours of training
+        try:
+            require_torchattacks()
+        except ImportError as error:
+            raise UserError(str(error)) from error
+    data = load_data(config.data, config.data_root, config.download).first(config.train_samples, config.test_samples)
+    runs: dict[str, list[Run]] = {name: [] for name in config.methods}
+    todo = [(name, config.train.seed + i) for i in range(config.seeds) for name in config.methods]
+    for index, (name, seed) in enumerate(todo):
+        label = METHODS[name].label + (f", seed {seed}" if config.seeds > 1 else "")
+        runs[name].append(_run(config, data, name, seed, (label, index, len(todo)), progress))
+    table = _table(config, runs)
+    _write(config, data, runs, table)
+    if config.preset == "tables":
+        papers.write(config.run_dir)
+    try:
+        _picture(config, data, runs)
+    except ImportError as error:
+        progress.note(f"no picture, matplotlib is missing ({error})")
+    return table
+
+
+def _run(
+    config: CompareConfig, data: Data, name: str, seed: int, place: tuple[str, int, int], progress: Progress
+) -> Run:
+    label, index, total = place
+    progress.stage(f"{label}, training", 2 * index, 2 * total)
+    task = _task(config, data)
+    torch.manual_seed(seed)
+    model = make_model(config.model, data.shape, data.classes, config.width)
+    training = dataclasses.replace(config.train, seed=seed)
+    folder = config.run_dir / name / f"seed-{seed}"
+    loss = suited(with_engine(METHODS[name].loss(task), config.engine), model)
+    result = train(model, loss, data, training, folder, not config.fresh, progress)
+    progress.stage(f"{label}, attacks", 2 * index + 1, 2 * total)
+    samples = data.test
+    found = {key: _evaluate(config, model, samples, key, task, folder) for key in config.attacks}
+    progress.note(", ".join(f"{ATTACKS[key][0][:-2]} {100 * value.accuracy:.1f} %" for key, value in found.items()))
+    return Run(seed, model, files.describe(loss), result, found)
+
+
+def _task(config: CompareConfig, data: Data) -> Task:
+    samples = len(data.train)  # type: ignore[arg-type]
+    return Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
+
+
+def _evaluate(
+    config: CompareConfig, model: nn.Module, samples: Any, key: str, task: Task, folder: Path
+) -> AccuracyResult:
+    """The accuracy under one attack, kept in the run's folder: the attacks of the tables outlast their trainings."""
+    attack = ATTACKS[key][1](task)
+    x, y = gather(samples)
+
+    def make() -> dict[str, Tensor]:
+        batch_size = 1000 if key == "autoattack" else 250  # AutoAttack's attacks shrink the batch to the survivors
+        result = accuracy(model, (x, y), attack, batch_size)
+        costs = torch.tensor([result.attacked, *result.passes.values()])
+        return {"correct": result.correct, "costs": costs, "seconds": torch.tensor(result.seconds, dtype=torch.float64)}
+
+    asked = {"attack": attack, "samples": digest(x, y), "weights": fingerprint(model)}
+    path = folder / parts.FOLDER / f"{key}.safetensors"
+    found = parts.kept(path, asked, make, config.fresh)
+    attacked, *passes = found["costs"].tolist()
+    names = (f.name for f in dataclasses.fields(Passes))
+    correct = found["correct"]
+    share = int(correct.sum()) / len(correct)
+    return AccuracyResult(share, correct, attacked, dict(zip(names, passes, strict=True)), float(found["seconds"]))
+
+
+def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:
+    columns = [Column("method", "method"), *(Column(key, ATTACKS[key][0]) for key in config.attacks)]
+    columns += [
+        Column("forward", "F/step", 0),
+        Column("backward_input", "B-in/step", 0),
+        Column("backward_parameters", "B-par/step", 0),
+        Column("seconds", "training s"),
+        Column("speedup", "speed-up", 2, "×"),
+    ]
+    rows: list[dict[str, Any]] = []
+    for name, found in runs.items():
+        row: dict[str, Any] = {"method": METHODS[name].label}
+        for key in config.attacks:
+            row[key] = [100 * run.accuracies[key].accuracy for run in found]
+        for key in ("forward", "backward_input", "backward_parameters"):
+            row[key] = found[0].training.passes[key]
+        row["seconds"] = [run.training.seconds for run in found]
+        if BASELINE in runs:
+            pairs = zip(runs[BASELINE], found, strict=True)
+            row["speedup"] = [base.training.seconds / run.training.seconds for base, run in pairs]
+        rows.append(row)
+    seeds = f", {config.seeds} seeds (mean ± sample standard deviation)" if config.seeds > 1 else ""
+    note = (
+        f"{_ball(config)}, {config.train.epochs} epochs{seeds}. F, B-in, B-par: forward passes, "
+        "backward passes to the input and to the parameters, counted on one training step. "
+        f"Speed-up: over {METHODS[BASELINE].label}."
+    )
+    return Table(f"{config.model} on {config.data}", columns, rows, note)
+
+
+def _ball(config: CompareConfig) -> str:
+    return f"{'Linf' if config.p == math.inf else 'L2'} eps {config.eps:g}"
+
+
+def _write(config: CompareConfig, data: Data, runs: dict[str, list[Run]], table: Table) -> None:
+    from soatfast.ops.config import describe as installation
+
+    device = next(next(iter(runs.values()))[0].model.parameters()).device
+    task = _task(config, data)
+    methods = {
+        name: {
+            "label": METHODS[name].label,
+            "loss": found[0].loss,
+            "runs": [_run_json(run) for run in found],
+        }
+        for name, found in runs.items()
+    }
+    results = {
+        "config": files.describe(config),
+        "attacks": {key: files.describe(ATTACKS[key][1](task)) for key in config.attacks},
+        "device": {"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
+        "installation": files.describe(installation()),
+        "methods": methods,
+        "table": table.to_json(),
+    }
+    files.write_json(config.run_dir / "results.json", results)
+    files.write_text(config.run_dir / "results.md", table.to_markdown())
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    """One trained model's figures. Accuracies are shares, not percent."""
+    attacks = {
+        key: {
+            "accuracy": found.accuracy,
+            "attacked": found.attacked,
+            "seconds": found.seconds,
+            "passes": found.passes,
+        }
+        for key, found in run.accuracies.items()
+    }
+    return {"seed": run.seed, "training": dataclasses.asdict(run.training), "evaluation": attacks}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def _picture(config: CompareConfig, data: Data, runs: dict[str, list[Run]]) -> None:
+    header, make = ATTACKS["pgd40"]
+    attack_name, attack = header.removesuffix(" %"), make(_task(config, data))
+    chosen = _one_of_each(data.test, [run for found in runs.values() for run in found[:1]], data.classes)
+    x, y = (torch.stack(column) for column in zip(*(data.test[i] for i in chosen), strict=True))
+    series = []
+    for name, found in runs.items():
+        model = found[0].model.eval()
+        device = next(model.parameters()).device
+        with torch.random.fork_rng():
+            torch.manual_seed(config.train.seed)
+            attacked = attack(model, x.to(device), y.to(device)) if attack is not None else x.to(device)
+        with torch.no_grad():
+            predictions = model(attacked).argmax(1).cpu()
+        seconds = [run.training.seconds for run in found]
+        percent = [100 * run.accuracies["pgd40"].accuracy for run in found]
+        style = list(METHODS).index(name)
+        series.append(pictures.Series(METHODS[name].label, seconds, percent, attacked.cpu(), predictions, style))
+    title = f"{config.model} on {config.data}, {_ball(config)}"
+    pictures.comparison(config.run_dir / "comparison.png", series, x, y, attack_name, title)
+
+
+def _one_of_each(samples: Any, runs: Sequence[Run], classes: int) -> list[int]:
+    """Of up to ten classes, one held-out sample each: the first that all models get right, else the first."""
+    everyone: Tensor = torch.stack([run.accuracies["clean"].correct for run in runs]).all(0)
+    labels = torch.tensor([int(samples[i][1]) for i in range(len(samples))])
+    chosen = []
+    for label in range(min(classes, 10)):
+        candidates = (labels == label).nonzero().flatten()
+        best = candidates[everyone[candidates]]
+        if len(candidates):
+            chosen.append(int((best if len(best) else candidates)[0]))
+    return chosen

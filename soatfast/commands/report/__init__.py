@@ -1,0 +1,5 @@
+"""One self-contained page of what a run folder holds: tables, curves, galleries, options and versions."""
+
+from soatfast.commands.report.command import ReportConfig, report
+
+__all__ = ["ReportConfig", "report"]

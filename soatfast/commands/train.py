@@ -1,0 +1,135 @@
+"""`soatfast train`: one model by one method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+
+from soatfast.attacks.catalogue import Task, check_ball
+from soatfast.commands.methods import METHODS, suited, with_engine
+from soatfast.commands.options import ATTACK_CLASSES, LOSS_CLASSES, Choice, as_loss, subcommands
+from soatfast.evaluate.accuracies import accuracy
+from soatfast.losses import Loss
+from soatfast.runs import files
+from soatfast.runs.files import fingerprint
+from soatfast.runs.folder import OPTIONS
+from soatfast.runs.progress import Progress
+from soatfast.runs.resume import Start
+from soatfast.runs.table import Column, Table
+from soatfast.train.config import TrainConfig, TrainResult
+from soatfast.train.subject import Subject
+from soatfast.train.trainer import train
+
+ACCURACY = "accuracy.json"
+_DEFAULT = "pgd10"
+
+if TYPE_CHECKING:
+    Own = Choice | None
+else:
+    Own = subcommands({**LOSS_CLASSES, **ATTACK_CLASSES}, "the method that --method names")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Start):
+    """Train one model by one method; the same command goes on after an interruption."""
+
+    run_dir: Path = Path("runs/train")
+    """Folder of everything written; a training found there is gone on with."""
+    method: str = _DEFAULT
+    """A method of soatfast compare: standard, pgd10, scorpio, replay, trades, ... In its place a loss can be named at
+    the end of the command, with its own options, or an attack, and the training is on its examples."""
+    eps: float = 0.2
+    """Radius of the training, in pixel units of [0, 1]."""
+    p: float = math.inf
+    """Norm of the ball: inf or 2 (an attack named at the end may know others)."""
+    subject: Subject = field(default_factory=Subject)
+    engine: str = "eager"
+    """How the passes of the training attack are run: eager, or some of bf16, fp16, channels_last and compile joined by
+    "+"; soatfast tune measures which is fastest. (An attack or loss named at the end has an --engine of its own.)"""
+    train_samples: int | None = None
+    """Use only the first so many training samples."""
+    test_samples: int | None = None
+    """Use only the first so many held-out samples."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    own: Own = None
+    """A loss, or an attack to train on, by class name."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.own is None:
+            check_ball(self.eps, self.p)
+        elif self.method != _DEFAULT:
+            raise ValueError(f"either --method {self.method} or {self.own.of.__name__} at the end, got both")
+        else:
+            self.own.make(self.eps, self.p)
+        if self.engine != "eager":
+            with_engine(self.loss(Task(self.eps, 1, (1, 1, 1), self.p)), self.engine)
+        weights = self.subject.weights
+        if weights is not None and weights.resolve().parent == self.run_dir.resolve():
+            raise ValueError(f"the weights to start from lie in run_dir itself, got {weights}; use another run_dir")
+        for name in ("train_samples", "test_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def label(self) -> str:
+        return METHODS[self.method].label if self.own is None else self.own.of.__name__
+
+    def loss(self, task: Task) -> Loss:
+        return METHODS[self.method].loss(task) if self.own is None else as_loss(self.own.make(self.eps, self.p))
+
+
+def training(config: TrainingConfig, progress: Progress | None = None) -> Table:
+    """Train, or go on with what run_dir holds; write the weights, options and accuracy; return the table.
+
+    The folder: options.json (options, seed, versions, counted passes), model.safetensors, result.json (seconds and the
+    epochs), accuracy.json (on clean held-out samples).
+    """
+    progress = progress or Progress()
+    config.check_start(config.run_dir, OPTIONS)
+    files.make_writable(config.run_dir)
+    data = config.subject.load_data().first(config.train_samples, config.test_samples)
+    torch.manual_seed(config.train.seed)
+    model = config.subject.make_model(data)
+    weights = None if config.subject.weights is None else fingerprint(model)
+    samples = len(data.train)  # type: ignore[arg-type]
+    task = Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
+    loss = suited(with_engine(config.loss(task), config.engine), model)
+    about = {
+        "command": "train",
+        "method": config.method if config.own is None else config.label,
+        "model": config.subject.model,
+        "width": config.subject.width,
+        "weights": weights,
+    }
+    progress.stage(config.label, 0, 1)
+    result = train(model, loss, data, config.train, config.run_dir, not config.fresh, progress, about=about)
+    found = accuracy(model, data.test)
+    if PartialState().is_main_process:
+        shown = {"clean": found.accuracy, "samples": len(found.correct)}
+        files.write_json(config.run_dir / ACCURACY, shown)
+    return _table(config, result, 100 * found.accuracy, len(found.correct))
+
+
+def _table(config: TrainingConfig, result: TrainResult, percent: float, samples: int) -> Table:
+    columns = [
+        Column("method", "method"),
+        Column("clean", "clean %"),
+        Column("forward", "F/step", 0),
+        Column("backward_input", "B-in/step", 0),
+        Column("backward_parameters", "B-par/step", 0),
+        Column("seconds", "training s"),
+    ]
+    row: dict[str, Any] = {"method": config.label, "clean": percent, "seconds": result.seconds, **result.passes}
+    note = (
+        f"Accuracy on {samples} held-out samples. F, B-in, B-par: forward passes, backward passes to the input and to "
+        f"the parameters, counted on one training step."
+    )
+    return Table(f"{config.subject.model} on {config.subject.data}, {config.train.epochs} epochs", columns, [row], note)

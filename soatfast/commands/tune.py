@@ -1,0 +1,104 @@
+"""`soatfast tune`: which engine runs a model's attack passes fastest here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from soatfast.gradients.engine import parse
+from soatfast.gradients.timing import Timing, candidates, tune
+from soatfast.runs import files
+from soatfast.runs.folder import write_options
+from soatfast.runs.progress import Progress
+from soatfast.runs.table import Column, Table
+from soatfast.train.subject import Subject
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Time the engines (eager, compile, bf16, channels_last, ...) on a model's attack passes, and name the fastest.
+
+    Run it on the machine, with the model and the batch size of the training that it is for, while nothing else runs.
+    """
+
+    run_dir: Path = Path("runs/tune")
+    """Folder of everything written."""
+    subject: Subject = field(default_factory=Subject)
+    batch_size: int = 128
+    """Samples a batch, as the attack will have them; the first held-out ones, repeated where there are fewer."""
+    engines: tuple[str, ...] = ()
+    """Which engines; none: all that this device can have."""
+    mode: Literal["eval", "train", "keep"] = "eval"
+    """State of the model in the attack."""
+    steps: int = 10
+    """Gradients of an attack."""
+    rounds: int = 7
+    """Turns of each engine that count."""
+    seed: int = 0
+    """Of fresh weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for engine in self.engines:
+            parse(engine)
+
+
+def tune_command(config: TuneConfig, progress: Progress | None = None) -> Table:
+    """Write tune.md, tune.json and options.json into the run folder; return the table."""
+    progress = progress or Progress()
+    files.make_writable(config.run_dir)
+    write_options(config.run_dir, {"command": "tune", "config": files.describe(config)})
+    data = config.subject.load_data()
+    torch.manual_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = config.subject.make_model(data).to(device)
+    count = len(data.test)  # type: ignore[arg-type]
+    picked = [data.test[i % count] for i in range(config.batch_size)]
+    x, y = (torch.stack(column).to(device) for column in zip(*picked, strict=True))
+    found = tune(
+        model,
+        x,
+        y,
+        config.engines or candidates(device),
+        mode=config.mode,
+        steps=config.steps,
+        rounds=config.rounds,
+        report=progress.stage,
+    )
+    table = _table(config, found, device)
+    listed = {"config": files.describe(config), "device": str(device), "table": table.to_json()}
+    files.write_json(config.run_dir / "tune.json", listed)
+    files.write_text(config.run_dir / "tune.md", table.to_markdown())
+    return table
+
+
+def _table(config: TuneConfig, found: list[Timing], device: torch.device) -> Table:
+    columns = [
+        Column("engine", "engine"),
+        Column("milliseconds", "ms a gradient", 2),
+        Column("speed", "eager's time over it", 2),
+        Column("signs", "signs as eager's %", 2),
+        Column("cosine", "smallest cosine", 4),
+    ]
+    rows: list[dict[str, Any]] = []
+    for t in found:
+        if t.error:
+            rows.append({"engine": f"{t.engine} did not run ({t.error})"})
+        else:
+            rows.append({**vars(t), "signs": 100 * t.signs})
+    best = found[0]
+    note = (
+        f'The fastest is "{best.engine}", {best.speed:.2f} times as fast as eager: attack or loss with '
+        f'engine="{best.engine}". Medians of {config.rounds} turns of {config.steps} gradients, batch '
+        f"{config.batch_size}, on {_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+    )
+    return Table(f"engines for {config.subject.model} on {config.subject.data}", columns, rows, note)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"

@@ -1,0 +1,181 @@
+"""What an evaluation found: figures of each attack, and the records of every sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soatfast.evaluate import records
+from soatfast.gradients.passes import Passes
+from soatfast.runs.errors import RunFolderError
+from soatfast.runs.table import Column, Table
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """One attack's figures and, of each sample in the loader's order, its record.
+
+    accuracy: share of the samples that are right on clean input and that no example of this attack fools. passes:
+    those that were made, scoring of the final examples included; saved: the sample passes that the same run on every
+    sample to its end would have cost on top, at least (an attack that stops once all samples are solved, as SOAE, is
+    stopped earlier by samples that have left). seconds: wall time.
+
+    correct: not fooled. attacked: the attack was run on it. prediction, margin (z_y - max_{j != y} z_j), norm (of
+    x_adv - x, in the attack's p): of the first example that fools the sample, else of the final one; where the sample
+    was not attacked, of the example known before. forward, backward: its passes (in equal shares, where an attack asks
+    about parts of a batch). first: the number of the attack's forward that fooled it, from 1; 0 where none did, or
+    where the attack is not watched. psnr, ssim: of the same example as norm, inf and 1 where it is the clean image
+    itself; NaN where they were not measured (torchmetrics is missing, no images, SSIM of images under 11 x 11 pixels).
+    """
+
+    name: str
+    accuracy: float
+    passes: Passes
+    saved: Passes
+    seconds: float
+    prediction: np.ndarray = field(repr=False)
+    margin: np.ndarray = field(repr=False)
+    norm: np.ndarray = field(repr=False)
+    correct: np.ndarray = field(repr=False)
+    attacked: np.ndarray = field(repr=False)
+    forward: np.ndarray = field(repr=False)
+    backward: np.ndarray = field(repr=False)
+    first: np.ndarray = field(repr=False)
+    psnr: np.ndarray = field(repr=False)
+    ssim: np.ndarray = field(repr=False)
+
+    @property
+    def quality(self) -> tuple[float | None, float | None]:
+        """(mean PSNR in dB, mean SSIM) over the perturbed images, those of a finite PSNR; None: of none measured."""
+        perturbed = np.isfinite(self.psnr)
+        psnr, ssim = (
+            float(np.mean(values[perturbed], dtype=np.float64)) if perturbed.any() else math.nan
+            for values in (self.psnr, self.ssim)
+        )
+        return (None if math.isnan(psnr) else psnr, None if math.isnan(ssim) else ssim)
+
+    @property
+    def share(self) -> float:
+        """Sample passes that were made, of those of the plain run."""
+        return _share(self.passes, self.saved)
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """label: (N,). results: "clean" and each attack, in the order in which they were run; options: what made it.
+
+    worst_case: share of the samples that nothing fooled.
+    """
+
+    label: np.ndarray = field(repr=False)
+    results: dict[str, AttackResult]
+    worst_case: float
+    options: dict[str, Any] = field(repr=False)
+
+    def __getitem__(self, name: str) -> AttackResult:
+        return self.results[name]
+
+    @property
+    def passes(self) -> Passes:
+        return sum((result.passes for result in self.results.values()), Passes())
+
+    @property
+    def saved(self) -> Passes:
+        return sum((result.saved for result in self.results.values()), Passes())
+
+    @property
+    def share(self) -> float:
+        """Sample passes that were made, of those of the plain evaluation of every sample by every attack."""
+        return _share(self.passes, self.saved)
+
+    def table(self, title: str = "Evaluation") -> Table:
+        columns = [
+            Column("name", "attack"),
+            Column("accuracy", "accuracy %"),
+            Column("attacked", "attacked", 0),
+            Column("passes", "sample passes", 0),
+            Column("share", "of plain", 1, " %"),
+            Column("psnr", "PSNR dB"),
+            Column("ssim", "SSIM", 3),
+            Column("seconds", "s"),
+        ]
+        rows: list[dict[str, Any]] = [
+            {
+                "name": result.name,
+                "accuracy": 100 * result.accuracy,
+                "attacked": int(result.attacked.sum()),
+                "passes": _total(result.passes),
+                "share": 100 * result.share,
+                "psnr": result.quality[0],
+                "ssim": result.quality[1],
+                "seconds": result.seconds,
+            }
+            for result in self.results.values()
+        ]
+        rows.append(
+            {
+                "name": "worst case",
+                "accuracy": 100 * self.worst_case,
+                "passes": _total(self.passes),
+                "share": 100 * self.share,
+                "seconds": sum(result.seconds for result in self.results.values()),
+            }
+        )
+        mode = "survivors of the attacks above it" if self.options["worst_case"] else "samples right on clean input"
+        note = (
+            f"{len(self.label)} samples; each attack was run on the {mode}. Sample passes: forwards and backwards to "
+            "the input, counted; of plain: of what every attack costs on every sample to its end. "
+        )
+        note += (
+            "PSNR, SSIM: means over the perturbed images."
+            if self.options["quality"]
+            else "No PSNR and SSIM: they were not asked for, or torchmetrics is missing (pip install torchmetrics)."
+        )
+        return Table(title, columns, rows, note)
+
+
+def load_suite(folder: str | Path) -> SuiteResult:
+    """The result that :func:`suite` left in `folder`.
+
+    Raises:
+        RunFolderError: there is none, its file is damaged, or the evaluation is not finished.
+    """
+    store = records.Store.open(Path(folder))
+    if not store.finished:
+        raise RunFolderError(
+            f"{Path(folder) / records.FILE} is of an unfinished evaluation ({len(store)} batches are done); "
+            "run it again to resume"
+        )
+    return result_of(store)
+
+
+def _total(passes: Passes) -> int:
+    return passes.forward_samples + passes.backward_input_samples
+
+
+def _share(passes: Passes, saved: Passes) -> float:
+    return _total(passes) / max(1, _total(passes) + _total(saved))
+
+
+def result_of(store: records.Store) -> SuiteResult:
+    results = {}
+    worst = np.ones(sum(store.sizes), dtype=bool)
+    for name, cells in store.cells.items():
+        arrays = {
+            key: records.joined([cell.records[key] for cell in cells], kind) for key, kind in records.FIELDS.items()
+        }
+        worst &= arrays["correct"]
+        passes = sum((cell.passes for cell in cells), Passes())
+        asked = [sum(cell.asked[i] for cell in cells) for i in (0, 1)]
+        saved = Passes(
+            forward_samples=asked[0] - passes.forward_samples,
+            backward_input_samples=asked[1] - passes.backward_input_samples,
+        )
+        accuracy = int(arrays["correct"].sum()) / max(1, len(worst))
+        results[name] = AttackResult(name, accuracy, passes, saved, sum(cell.seconds for cell in cells), **arrays)
+    label = records.joined(store.labels, np.int64)
+    return SuiteResult(label, results, int(worst.sum()) / max(1, len(worst)), store.options)

@@ -1,0 +1,111 @@
+"""How the network passes of an attack are run: their precision, memory format and compilation, by one argument."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_FLAGS = ("channels_last", "compile", "graph")
+PARTS = (*_PRECISIONS, *_FLAGS)
+"""What an engine's name is made of; "eager" is the engine without any of them."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What :func:`parse` makes of a name.
+
+    precision: the passes run under autocast to it, without "compile" and "graph" with weights cast once an attack.
+        x, the gradient and every result keep x's dtype.
+    channels_last: images, and for the time of the attack the convolutions' weights, lie in memory channels last.
+    compile: the model's forward goes through torch.compile. The model's own hooks run as ever; one that an inner module
+        gets after the first compiled pass may not be seen, as torch.compile does not look for them again.
+    graph: gradients and whole attacks are CUDA graphs (:mod:`soatfast.gradients.graphs`). On CUDA only, with the
+        objectives "ce" and "margin".
+    """
+
+    precision: torch.dtype | None = None
+    channels_last: bool = False
+    compile: bool = False
+    graph: bool = False
+
+
+@functools.cache
+def parse(name: str) -> Engine:
+    """The engine of a name: "eager", or parts joined by "+", as in "bf16+channels_last".
+
+    Raises:
+        TypeError: name is no string.
+        ValueError: an unknown or repeated part, or two precisions.
+
+    >>> parse("compile+bf16")
+    Engine(precision=torch.bfloat16, channels_last=False, compile=True, graph=False)
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"engine must be a string, got {type(name).__name__}")
+    parts = [] if name == "eager" else name.split("+")
+    precisions = [part for part in parts if part in _PRECISIONS]
+    if len(set(parts)) < len(parts) or len(precisions) > 1 or not set(parts) <= set(PARTS):
+        raise ValueError(f'engine must be "eager", or some of {", ".join(PARTS)} joined by "+", got {name!r}')
+    precision = _PRECISIONS[precisions[0]] if precisions else None
+    return Engine(precision, **{flag: flag in parts for flag in _FLAGS})
+
+
+def images_channels_last(x: Tensor) -> Tensor:
+    """x (B, C, H, W) with its channels last in memory; anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def weights_channels_last(model: nn.Module, before: list[tuple[nn.Parameter, Tensor]], copy: bool = True) -> None:
+    """Give the model's 4-d parameters channels-last copies of their data, and put what they had into ``before``.
+
+    A model that is channels_last already, ``model.to(memory_format=torch.channels_last)``, is left alone; with
+    copy=False any other is a ValueError.
+    """
+    with torch.inference_mode(False):
+        for p in model.parameters():
+            if p.dim() == 4 and not p.is_contiguous(memory_format=torch.channels_last):
+                if not copy:
+                    raise ValueError(
+                        'engine "channels_last+graph" needs a model whose weights are channels last: '
+                        "model.to(memory_format=torch.channels_last)"
+                    )
+                before.append((p, p.data))
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
+
+
+def put_back(before: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for p, data in before:
+        p.data = data
+
+
+@functools.cache
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of a class's forward: the models of a class share it, and it keeps none of them alive."""
+    return torch.compile(forward)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the caller has put the model through torch.compile."""
+    return hasattr(model, "_orig_mod")
+
+
+@contextlib.contextmanager
+def compiled_forward(model: nn.Module) -> Iterator[None]:
+    """While the block lasts model(x) runs the compiled forward; its hooks (and so pass counters) run as ever."""
+    own = vars(model).get("forward")  # of an instance that was patched
+    forward = _compiled(type(model).forward) if own is None else torch.compile(own)
+    model.forward = functools.partial(forward, model) if own is None else forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own

@@ -1,0 +1,345 @@
+"""Per-sample input gradients, safely and cheaply: the one way in which attacks and losses call a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from soatfast import ops
+from soatfast.gradients import engine as engines
+from soatfast.gradients import graphs, objectives
+from soatfast.gradients.cast_weights import CastWeights, casts_once
+from soatfast.gradients.checks import check_labels, check_logits
+from soatfast.gradients.passes import unwrap
+from soatfast.gradients.recycled import Recycled
+
+Mode = Literal["eval", "train", "keep"]
+
+
+class InputGradient:
+    r"""Oracle for g_i = d l_i / d x_i of a batch, and for the loss l_i, as a context manager.
+
+    The gradient is of the SUM of the per-sample losses, so that each row is its sample's own gradient. Parameter
+    gradients are never computed. While the block lasts the model is in the attack mode and its parameters need no
+    gradient; on leaving, also by an exception, every module's train/eval flag, every ``requires_grad`` and every buffer
+    (batch-norm statistics) is as it was. A DistributedDataParallel wrapper is bypassed, so that ranks may take
+    different numbers of passes without hanging.
+
+    Args:
+        model: maps (B, ...) to logits (B, K), K >= 2.
+        objective: "ce", "margin" (max_{j != y} z_j - z_y), or a callable (logits, y) -> (B,).
+        mode: "eval" (default), "train", or "keep" (leave every module's flag alone). In train mode batch norm mixes
+            the samples of a batch, and its gradients are not per-sample ones.
+        engine: how the passes are run: "eager" (default, as the caller has it), or some of "bf16", "fp16",
+            "channels_last", "compile" and "graph" joined by "+" (:mod:`soatfast.gradients.engine`). x and the gradient
+            keep x's dtype. Finite differences with tiny steps need full precision. `soatfast tune` measures which is
+            fastest.
+        targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
+        freeze: False leaves the parameters' ``requires_grad`` alone, for a regulariser whose graph reaches them.
+
+    Calling the oracle, or its :meth:`gradient`, costs one forward and one backward to the input.
+
+    Raises:
+        ValueError: the model returns something else than (B, K) with K >= 2, or labels lie outside 0..K-1.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.eye_(model.weight)
+    >>> with InputGradient(model) as oracle:
+    ...     loss, grad = oracle(torch.zeros(1, 2), torch.tensor([0]))
+    >>> loss, grad
+    (tensor([0.6931]), tensor([[-0.5000,  0.5000]]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        objective: str | objectives.Objective = "ce",
+        mode: Mode = "eval",
+        engine: str = "eager",
+        targeted: bool = False,
+        freeze: bool = True,
+    ):
+        if mode not in ("eval", "train", "keep"):
+            raise ValueError(f'mode must be "eval", "train" or "keep", got {mode!r}')
+        if not callable(model):
+            raise TypeError(f"model must be a module or a callable, got {type(model).__name__}")
+        self.engine = engines.parse(engine)
+        structural = self.engine.compile or self.engine.channels_last or self.engine.graph
+        if structural and not isinstance(model, nn.Module):
+            raise TypeError(f"engine {engine!r} needs an nn.Module, got {type(model).__name__}")
+        self.model = unwrap(model) if isinstance(model, nn.Module) else model
+        self.objective, self._derivative = objectives.resolve(objective)
+        if self.engine.graph and not isinstance(objective, str):
+            raise ValueError(
+                f'engine {engine!r} takes the objectives "ce" and "margin", got a callable: what it holds '
+                "would be recorded"
+            )
+        self.mode = mode
+        self.sign = -1.0 if targeted else 1.0
+        self.freeze = freeze
+        self.input_dtype: torch.dtype | None = None  # what the model is fed, where it differs from x's dtype
+        self.logits: Tensor | None = None  # of the last pass, detached
+        self._flags: list[tuple[nn.Module, bool]] = []
+        self._layouts: list[tuple[nn.Parameter, Tensor]] = []
+        self._cast: CastWeights | None = None
+        self._frozen: list[nn.Parameter] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._labels_checked = False
+
+    # ------------------------------------------------------------------------------------------ model state
+
+    def __enter__(self) -> InputGradient:
+        if not isinstance(self.model, nn.Module):
+            return self
+        self._flags = [(m, m.training) for m in _modules(self.model)]
+        if self.freeze:
+            own = (p for m, _ in self._flags for p in m._parameters.values())  # parameters() takes three times as long
+            self._frozen = list(dict.fromkeys(p for p in own if p is not None and p.requires_grad))
+        wanted = self.mode == "train"
+        try:
+            if self.mode != "keep" and any(training != wanted for _, training in self._flags):
+                self.model.train(wanted)
+            for p in self._frozen:
+                p.requires_grad_(False)
+            if self.engine.channels_last:
+                engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
+            if self.engine.precision:
+                modules = [module for module, _ in self._flags]
+                if casts_once(self.engine, modules):
+                    self._cast = CastWeights(modules, self.engine.precision)
+            self._save_buffers()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for module, training in self._flags:
+            if module.training != training:
+                module.training = training
+        engines.put_back(self._layouts)
+        for p in self._frozen:
+            p.requires_grad_(True)
+        for buffer, saved in self._buffers:
+            buffer.data.copy_(saved)  # .data: a graph that the caller still holds has saved this version of the buffer
+        self._flags, self._frozen, self._buffers, self._layouts, self._cast = [], [], [], [], None
+        self.logits = None
+        self._labels_checked = False
+
+    def _save_buffers(self) -> None:
+        """Only a module in train mode changes its buffers, so in eval mode this copies nothing."""
+        assert isinstance(self.model, nn.Module)
+        self._buffers = [
+            (buffer, buffer.detach().clone())
+            for module, _ in self._flags
+            if module.training
+            for buffer in module.buffers(recurse=False)
+        ]
+
+    # ------------------------------------------------------------------------------------------ passes
+
+    @contextlib.contextmanager
+    def _grad_enabled(self, x: Tensor, precision: torch.dtype | None = None) -> Iterator[Tensor]:
+        """x as a leaf that records gradients, also under an outer no_grad or inference_mode."""
+        autocast = torch.autocast(x.device.type, dtype=precision) if precision else contextlib.nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), autocast:
+            yield self._leaf(x)
+
+    def _leaf(self, x: Tensor) -> Tensor:
+        leaf = x.clone() if x.is_inference() else x.detach()
+        if self.engine.channels_last:
+            leaf = engines.images_channels_last(leaf)
+        return leaf.requires_grad_()
+
+    def _forward(self, x: Tensor, y: Tensor, own: bool = True) -> Tensor:
+        """Logits by the engine; own=False: by the model as the caller has it."""
+        if self.input_dtype is not None:
+            x = x.to(self.input_dtype)
+        if not own:
+            logits = self.model(x)
+        elif self._cast is None:
+            logits = self._run(x)
+        else:
+            with self._cast.in_use():
+                logits = self._run(x)
+        check_logits(logits, len(x))
+        if not self._labels_checked:
+            check_labels(y, logits.shape[1])
+            self._labels_checked = True
+        self.logits = logits.detach()
+        return logits
+
+    def _run(self, x: Tensor) -> Tensor:
+        model = self.model
+        if self.engine.compile and isinstance(model, nn.Module) and not engines.is_compiled(model):
+            with engines.compiled_forward(model):
+                return model(x)
+        return model(x)
+
+    @contextlib.contextmanager
+    def _head(self, logits: Tensor) -> Iterator[Tensor]:
+        """The logits for the objective: detached, in float32 or wider, out of autocast."""
+        wide = logits.detach()
+        wide = wide if wide.dtype == torch.float64 else wide.float()
+        if torch.is_autocast_enabled(wide.device.type):
+            with torch.no_grad(), torch.autocast(wide.device.type, enabled=False):
+                yield wide
+        else:
+            with torch.no_grad():
+                yield wide
+
+    def _derivative_of(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The objective's derivative (B, K) by the (detached) logits, in their dtype."""
+        if self.objective is objectives.cross_entropy:
+            return ops.cross_entropy_derivative(logits, y, self.sign)
+        with self._head(logits) as wide:
+            derivative = self._derivative(wide, y)
+        return (derivative if self.sign > 0 else -derivative).to(logits.dtype)
+
+    def _loss_of(self, logits: Tensor, y: Tensor) -> Tensor:
+        with self._head(logits) as wide:
+            loss = self.objective(wide, y)
+        return loss if self.sign > 0 else -loss
+
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """The gradient alone, of x's shape. One forward, one backward to the input."""
+        return self._pass(x, y)[0]
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss (B,), gradient of x's shape). One forward, one backward to the input."""
+        grad, logits = self._pass(x, y)
+        return self._loss_of(logits, y), grad
+
+    def _pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.engine.graph and not graphs.recording():
+            g, logits = self.replay(("gradient",), self._pass, (x, y))
+            return g, logits
+        plain = self.engine.precision is None and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if plain:  # entering and leaving contexts would be a tenth of a small network's pass
+            return self._differentiate(self._leaf(x), y)
+        with self._grad_enabled(x, self.engine.precision) as leaf:
+            return self._differentiate(leaf, y)
+
+    def _differentiate(self, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(gradient, logits) of one pass at the leaf."""
+        logits = self._forward(leaf, y)
+        seen = logits.detach()
+        if torch.float16 not in (self.engine.precision, seen.dtype):
+            (grad,) = torch.autograd.grad(logits, leaf, self._derivative_of(seen, y))
+            return grad, seen
+        # Small derivatives underflow in float16: send each sample back at unit scale, or all at one scale where batch
+        # norm in train mode makes a sample's gradient of the others' derivatives too.
+        derivative = self._derivative_of(seen if seen.dtype == torch.float64 else seen.float(), y)
+        mixed = any(module.training for module, _ in self._flags)
+        scale = derivative.abs().amax((0, 1) if mixed else 1, keepdim=True)
+        derivative = derivative / torch.where(scale > 0, scale, 1.0)
+        (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
+        return grad * scale.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype), seen
+
+    def replay(
+        self,
+        key: tuple,
+        run: Callable[..., tuple[Tensor, ...]],
+        inputs: tuple[Tensor, ...],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, ...]:
+        """run(*inputs), the inputs beginning with x and y and the outputs ending with logits, as a CUDA graph."""
+        assert isinstance(self.model, nn.Module)
+        name = next(name for name, function in objectives.OBJECTIVES.items() if function is self.objective)
+        key = (*key, name, self.sign, self.engine, self.input_dtype)
+        outputs = graphs.replay(self.model, key, run, inputs, generator)
+        self.logits = outputs[-1]
+        check_labels(inputs[1], self.logits.shape[1])  # of this batch: the recording has checked its own
+        return outputs
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Loss (B,) alone: one forward."""
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            if self.engine.precision:
+                stack.enter_context(torch.autocast(x.device.type, dtype=self.engine.precision))
+            return self._loss_of(self._forward(x, y), y)
+
+    def fooled(self, y: Tensor) -> Tensor:
+        """(B,) bool: the last pass predicted another class than y (targeted: the class y)."""
+        assert self.logits is not None, "no pass was made yet"
+        reached = self.logits.argmax(1) == y
+        return reached if self.sign < 0 else ~reached
+
+    def differentiable(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """(loss, gradient, hvp): hvp(v) is the exact Hessian-vector product at x, one double backward each.
+
+        One forward and one backward here; the graph is kept as long as hvp is. Needs twice-differentiable operations.
+        What torch.compile makes is not: an engine with "compile" runs these passes uncompiled, and a model that the
+        caller has compiled cannot be used.
+        """
+        with self._grad_enabled(x, self.engine.precision) as leaf:
+            logits = self._forward(leaf, y, own=False)
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            loss = self.sign * self.objective(wide, y)
+            (grad,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+
+        def hvp(v: Tensor) -> Tensor:
+            if not grad.requires_grad:  # a loss that is linear in x
+                return torch.zeros_like(x)
+            with torch.inference_mode(False):
+                (product,) = torch.autograd.grad(grad, leaf, v, retain_graph=True, allow_unused=True)
+            return torch.zeros_like(x) if product is None else product.detach()
+
+        return loss.detach(), grad.detach(), hvp
+
+    def jacobian(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits (B, K), J (B, K - 1, ...)): J_k is the gradient of z_k - z_{K-1} by the input, k from 0.
+
+        One forward and K - 1 backwards to the input. The objective has no part in it; float16 passes may underflow.
+        """
+        with self._grad_enabled(x, self.engine.precision) as leaf:
+            logits = self._forward(leaf, y)
+            classes = logits.shape[1]
+            rows = []
+            for k in range(classes - 1):
+                direction = torch.zeros_like(logits)
+                direction[:, k], direction[:, -1] = 1, -1
+                (row,) = torch.autograd.grad(logits, leaf, direction, retain_graph=k < classes - 2)
+                rows.append(row.detach())
+        return logits.detach(), torch.stack(rows, 1)
+
+    def shared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(scalar sum of the losses, gradient of x's shape) of one pass that also serves the training step.
+
+        The scalar is differentiable in the parameters: their gradient is computed here, in the same backward as the
+        input's, and handed out when the caller's backward arrives. One forward and one backward to the parameters, in
+        the model's state of before the block; the statistics that it updates stay updated. As the training uses it,
+        it runs in the caller's precision and not in the engine's.
+        """
+        parameters = self._frozen
+        try:
+            for p in parameters:
+                p.requires_grad_(True)
+            with self._grad_enabled(x) as leaf:
+                logits = self._forward(leaf, y, own=False)
+                loss, derivative = self._loss_of(logits, y), self._derivative_of(logits.detach(), y)
+                grad, *slopes = torch.autograd.grad(logits, [leaf, *parameters], derivative, allow_unused=True)
+        finally:
+            for p in parameters:
+                p.requires_grad_(False)
+        if isinstance(self.model, nn.Module):
+            self._save_buffers()
+        used = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
+        total = Recycled.deferred(loss.sum(), used, parameters)
+        return total, grad.detach()
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once. (``model.modules()`` makes names as well, and takes three times as long.)"""
+    found, left = {model: None}, [model]
+    while left:
+        for module in left.pop()._modules.values():
+            if module is not None and module not in found:
+                found[module] = None
+                left.append(module)
+    return list(found)

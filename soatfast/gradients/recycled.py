@@ -1,0 +1,41 @@
+"""A loss whose parameter gradients are known before the caller's backward arrives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Recycled(torch.autograd.Function):
+    """A loss whose parameter gradients are known already, and are given away once.
+
+    They are scaled in place and let go, so that they become the parameters' ``grad`` without a copy.
+    """
+
+    @staticmethod
+    def deferred(loss: Tensor, used: list[tuple[nn.Parameter, Tensor]], frozen: list[nn.Parameter]) -> Tensor:
+        for p in frozen:  # the node must be built while the parameters need gradients
+            p.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                return Recycled.apply(loss, tuple(s for _, s in used), *(p for p, _ in used))
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, slopes: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.slopes = slopes
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):  # type: ignore[override]
+        slopes, ctx.slopes = ctx.slopes, None
+        if slopes is None:
+            raise RuntimeError(
+                "the shared clean pass has given its parameter gradients away: going back through it again "
+                "(retain_graph=True) needs recycle=False"
+            )
+        if slopes:
+            torch._foreach_mul_(slopes, upstream)
+        return None, None, *slopes

@@ -1,5 +1,0 @@
-"""One self-contained page of what a run folder holds: tables, curves, galleries, options and versions."""
-
-from .command import ReportConfig, report
-
-__all__ = ["ReportConfig", "report"]

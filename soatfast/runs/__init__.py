@@ -1,0 +1,1 @@
+"""What long commands share: run folders, files, resuming, progress, tables and figures. No mathematics."""

@@ -1,0 +1,115 @@
+"""Per-sample extreme eigenvalues of the Hessian of the loss by the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from soatfast import ops
+from soatfast.gradients.oracle import InputGradient
+from soatfast.solvers.hessian import Scheme, hvp, unit_step
+from soatfast.solvers.krylov import arnoldi
+from soatfast.solvers.spaces import Difference
+
+
+@dataclass(frozen=True)
+class Eigenpair:
+    """One eigenvalue of each sample's Hessian.
+
+    Args:
+        value: (B,).
+        vector: unit vectors, of the inputs' shape; the sign is arbitrary.
+        residual: (B,) ||H u - value u||_2 by the method's own products: some eigenvalue lies within it of value.
+    """
+
+    value: Tensor
+    vector: Tensor
+    residual: Tensor
+
+
+def top_eigenpair(
+    oracle: InputGradient,
+    x: Tensor,
+    y: Tensor,
+    *,
+    method: Literal["lanczos", "power"] = "lanczos",
+    which: Literal["largest", "magnitude"] = "largest",
+    max_dim: int = 20,
+    scheme: Scheme = "fe",
+    h: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Eigenpair:
+    r"""The largest eigenvalue of each sample's input Hessian, or the one of largest magnitude.
+
+    lanczos: Rayleigh-Ritz in the Krylov space of a random vector, ``max_dim`` products; both ends of the spectrum
+    converge fast. power: u <- H u / ||H u||, the largest magnitude only; max_dim products and hardly any memory.
+
+    Args:
+        oracle: an entered :class:`~soatfast.gradients.InputGradient`.
+        x, y: (B, ...) batch and labels.
+        method: "lanczos" or "power".
+        which: "largest" (most positive; lanczos) or "magnitude".
+        max_dim: Hessian-vector products, 1 <= max_dim <= D.
+        scheme, h: of :func:`soatfast.solvers.hvp`; power takes "fe". Differences in float32 cross kinks of ReLUs: on a
+            small CNN the median of the eigenvalues came out 1.6 to 6 times the exact one, in float64 equal.
+        generator: random start vectors; on x's device.
+
+    Passes: 1 + max_dim forwards and backwards to the input ("fe"); fewer where every space is exhausted.
+
+    >>> import torch
+    >>> quadratic = lambda z, y: 0.5 * (z * z * torch.tensor([1.0, -4.0, 3.0])).sum(1)
+    >>> x, y = torch.zeros(1, 3), torch.tensor([0])
+    >>> with InputGradient(torch.nn.Identity(), objective=quadratic) as oracle:
+    ...     pair = top_eigenpair(oracle, x, y, max_dim=3, h=1.0)
+    >>> round(float(pair.value), 3)
+    3.0
+    """
+    if method not in ("lanczos", "power"):
+        raise ValueError(f'method must be "lanczos" or "power", got {method!r}')
+    if which not in ("largest", "magnitude"):
+        raise ValueError(f'which must be "largest" or "magnitude", got {which!r}')
+    if method == "power" and (which != "magnitude" or scheme != "fe"):
+        raise ValueError(f'power iteration takes which="magnitude" and scheme="fe", got {which!r} and {scheme!r}')
+    start = torch.empty_like(x).normal_(generator=generator)
+    if method == "power":
+        return _power(oracle, x, y, start, max_dim, h)
+    if scheme == "exact":
+        exact = oracle.differentiable(x, y)[2]
+        space = arnoldi(exact, start, max_dim=max_dim)
+    else:
+        h = unit_step(x.dtype, x[0].numel()) if h is None else h  # the vectors of a basis have length 1
+        if scheme == "fe":
+            g = oracle.gradient(x, y)
+            space = arnoldi(Difference(lambda probe: oracle.gradient(probe, y), x, g, h), start, max_dim=max_dim)
+        else:
+            space = arnoldi(lambda v: hvp(oracle, x, y, v, scheme=scheme, h=h), start, max_dim=max_dim)
+    small = space.hessenberg[:, :max_dim].double()
+    small = (small + small.transpose(1, 2)) / 2
+    unused = torch.arange(max_dim, device=x.device) >= space.iterations.unsqueeze(1)
+    least = -small.abs().sum((1, 2)) - 1  # below every eigenvalue: what pads an exhausted space is never the largest
+    if which == "largest":
+        small = small + torch.diag_embed(torch.where(unused, least.unsqueeze(1), 0.0))
+    values, vectors = torch.linalg.eigh(small)
+    best = (values if which == "largest" else values.abs()).argmax(1, keepdim=True)
+    value = values.gather(1, best).squeeze(1)
+    z = vectors.gather(2, best.unsqueeze(1).expand(-1, max_dim, 1)).squeeze(2)
+    below = space.hessenberg.diagonal(-1, 1, 2).double()  # h_{j+1,j}
+    last = (space.iterations - 1).clamp_min(0).long().unsqueeze(1)
+    residual = (below.gather(1, last) * z.gather(1, last)).abs().squeeze(1)
+    return Eigenpair(value.to(x.dtype), space.combine(z.to(x.dtype)), residual.to(x.dtype))
+
+
+def _power(oracle: InputGradient, x: Tensor, y: Tensor, u: Tensor, steps: int, h: float | None) -> Eigenpair:
+    h = unit_step(x.dtype, x[0].numel()) if h is None else h
+    u = u / ops.lp_norm(u, 2).to(u.dtype).view(-1, *(1,) * (u.dim() - 1))
+    g = oracle.gradient(x, y)
+    probe, value, norm = x + h * u, None, None
+    before = u
+    for _ in range(steps):
+        before = u
+        u, probe, value, norm = ops.power_step(g, oracle.gradient(probe, y), u, x, h)
+    assert value is not None and norm is not None, "max_dim must be at least 1"
+    return Eigenpair(value, before, (norm.square() - value.square()).clamp_min(0).sqrt())

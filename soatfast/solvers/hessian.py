@@ -1,0 +1,84 @@
+"""Hessian-vector products of the per-sample loss with respect to the input, with the gradient at x recycled."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from soatfast import ops
+from soatfast.gradients.oracle import InputGradient
+
+Scheme = Literal["fe", "cd", "exact"]
+
+
+def unit_step(dtype: torch.dtype, size: int) -> float:
+    """h for a unit vector of `size` entries: 2e-5 sqrt(D) in float32, 1e-6 sqrt(D) in float64."""
+    return (1e-6 if dtype == torch.float64 else 2e-5) * math.sqrt(size)
+
+
+def automatic_step(v: Tensor) -> Tensor:
+    """h (B,) with ||h v||_2 = :func:`unit_step`; 1 for a zero v.
+
+    A shorter step drowns in the rounding of x + h v, a longer one crosses ReLU kinks. The tests hold the error on a
+    smooth network with D = 784 below 7 % in float32 and 1e-4 in float64.
+    """
+    target = unit_step(v.dtype, math.prod(v.shape[1:]))
+    norm = ops.lp_norm(v, 2)
+    return torch.where(norm > 0, target / norm, 1.0)
+
+
+def hvp(
+    oracle: InputGradient,
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    *,
+    scheme: Scheme = "fe",
+    h: float | None = None,
+    g0: Tensor | None = None,
+) -> Tensor:
+    r"""H_i v_i for each sample, H_i the Hessian of the loss by the input.
+
+    fe:     [g(x + h v) - g(x)] / h            one pass with g0 given, else two; error h/2 D3l[v, v, .]
+    cd:     [g(x + h v) - g(x - h v)] / (2h)   one stacked pass of 2B samples; error h^2/6 D4l[v, v, v, .]
+    exact:  double backward                    one forward, two backwards; twice-differentiable operations only
+
+    Args:
+        oracle: an entered :class:`~soatfast.gradients.InputGradient`.
+        x: (B, ...) batch.
+        y: (B,) labels.
+        v: direction, of x's shape.
+        scheme: "fe", "cd" or "exact".
+        h: finite-difference step in units of v; None chooses it per sample by dtype and D (:func:`automatic_step`).
+        g0: gradient at x for "fe", if it is known already.
+
+    Finite differences need full precision: reduced-precision passes put noise/h into the result.
+
+    >>> import torch
+    >>> from soatfast.gradients import InputGradient
+    >>> quadratic = lambda z, y: 0.5 * (z * z * torch.tensor([1.0, 3.0])).sum(1)
+    >>> x, y, v = torch.zeros(1, 2), torch.tensor([0]), torch.ones(1, 2)
+    >>> with InputGradient(torch.nn.Identity(), objective=quadratic) as oracle:
+    ...     hvp(oracle, x, y, v, scheme="cd", h=1.0)
+    tensor([[1., 3.]])
+    """
+    if v.shape != x.shape:
+        raise ValueError(f"v must have x's shape {tuple(x.shape)}, got {tuple(v.shape)}")
+    if scheme == "exact":
+        return oracle.differentiable(x, y)[2](v)
+    if scheme not in ("fe", "cd"):
+        raise ValueError(f'scheme must be "fe", "cd" or "exact", got {scheme!r}')
+    if h is not None and not 0 < h < math.inf:
+        raise ValueError(f"h must be finite and > 0, got {h!r}")
+    if h is None:
+        scale = automatic_step(v).to(v.dtype).view(-1, *(1,) * (v.dim() - 1))
+        return hvp(oracle, x, y, scale * v, scheme=scheme, h=1.0, g0=g0) / scale
+    if scheme == "cd":
+        gradients = oracle.gradient(torch.cat([x.add(v, alpha=h), x.sub(v, alpha=h)]), torch.cat([y, y]))
+        return (gradients[: len(x)] - gradients[len(x) :]).div_(2 * h)
+    if g0 is None:
+        g0 = oracle.gradient(x, y)
+    return (oracle.gradient(x.add(v, alpha=h), y) - g0).div_(h)

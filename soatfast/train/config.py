@@ -1,0 +1,108 @@
+"""How to train, and what a training gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from soatfast.memory.crops import CropFlip
+from soatfast.train.curriculum import linear, listed
+
+_LEAST = (("epochs", 1), ("batch_size", 1), ("eps_ramp_epochs", 0), ("seed", 0), ("crop_padding", 0))
+_GUARD = (("guard", 0), ("guard_steps", 1))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train, apart from model, loss and data. The defaults are those of the digits demo."""
+
+    epochs: int = 15
+    """Passes over the training set."""
+    batch_size: int = 100
+    """Samples a step, over all processes together. The last, smaller batch of an epoch is left out."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = 0.0
+    """L2 penalty, added to the gradient."""
+    momentum: float = 0.9
+    """Of sgd; adam has its usual betas 0.9 and 0.999."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Of the learning rate: cosine to 0, or step: a tenth after 1/2 and again after 3/4 of the epochs."""
+    eps_ramp_epochs: int = 5
+    """In epoch e (from 0) the loss gets eps min(1, (e + 1) / ramp); 1 or 0: the full eps from the start."""
+    h_ramp: tuple[float, ...] = ()
+    """Shares of the loss's finite-difference step h in the first epochs, then all of it; CURE's: 0.033 0.13 0.27 0.6.
+    A loss without h, or with its default None, is left alone."""
+    seed: int = 0
+    """Fixes the data order and the random starts of attacks; in the commands the first weights too."""
+    precision: Literal["no", "bf16"] = "no"
+    """Autocast of all network passes, those of the attack included."""
+    channels_last: bool = False
+    """Channels-last memory layout for model and images."""
+    crop_padding: int = 0
+    """Random crops by up to so many pixels each way, after zero padding."""
+    flip: bool = False
+    """Random horizontal flips."""
+    guard: int = 0
+    """Watch so many training samples for catastrophic overfitting after every epoch; 0: no. See OverfittingGuard."""
+    guard_steps: int = 5
+    """Attack steps of the epochs after an alarm, where the loss has fewer; PGD then takes its default step size."""
+
+    def __post_init__(self) -> None:
+        for name, low in _LEAST + _GUARD:
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        for name in ("weight_decay", "momentum"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if any(not 0 < share < math.inf for share in self.h_ramp):
+            raise ValueError(f"h_ramp must be positive and finite shares, got {self.h_ramp}")
+        choices = {
+            "optimizer": ("adam", "sgd"),
+            "schedule": ("constant", "cosine", "step"),
+            "precision": ("no", "bf16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def augment(self) -> CropFlip | None:
+        """The crops and flips, or None."""
+        wanted = self.crop_padding > 0 or self.flip
+        return CropFlip(padding=self.crop_padding, flip=self.flip) if wanted else None
+
+    def eps_fraction(self, epoch: int) -> float:
+        """Share of the full eps in epoch `epoch` (0-based)."""
+        return linear(epoch, self.eps_ramp_epochs)
+
+    def h_fraction(self, epoch: int) -> float:
+        """Share of the full h in epoch `epoch` (0-based)."""
+        return listed(epoch, self.h_ramp)
+
+    def lr_at(self, done: float) -> float:
+        """Learning rate when the share `done` in [0, 1) of all steps is done."""
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        if self.schedule == "step":
+            return self.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
+        return self.lr
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """seconds: of the epochs, over all sittings: their batches and steps, bringing whole memories together, and the
+    guard's readings; not checkpoints. passes: counted on one step of the first epoch (fields of Passes), so neither
+    the guard's nor the steps that an alarm adds.
+
+    history: one dict per epoch with epoch, loss (mean over its steps), eps, lr, seconds and the guard's reading.
+    """
+
+    seconds: float
+    steps: int
+    passes: dict[str, int]
+    history: list[dict[str, Any]] = field(repr=False)

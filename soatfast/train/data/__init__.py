@@ -1,0 +1,7 @@
+"""Data sets, and batches of them in an order that a seed fixes."""
+
+from soatfast.train.data.batches import Batch, Batches
+from soatfast.train.data.indexed import IndexedDataset, ShardedSampler
+from soatfast.train.data.sets import Data, load_data
+
+__all__ = ["Batch", "Batches", "Data", "IndexedDataset", "ShardedSampler", "load_data"]
