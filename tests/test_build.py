@@ -163,7 +163,7 @@ def test_a_broken_library_is_reported_not_hidden(tmp_path: Path) -> None:
 
 
 def test_reference_backend_by_environment() -> None:
-    program = "from soatfast import ops; assert ops._dispatch.kernel('lmo') is ops.reference.lmo"
+    program = "from soatfast import ops; assert ops.dispatch.kernel('lmo') is ops.reference.lmo"
     assert run(program, SOATFAST_BACKEND="reference").returncode == 0
     done = run("import soatfast.ops", SOATFAST_BACKEND="fast")
     assert done.returncode == 1 and 'backend must be "auto" or "reference", got \'fast\'' in done.stderr

@@ -87,7 +87,7 @@ def test_backend_name_is_checked_and_restored() -> None:
         pass
     with pytest.raises(RuntimeError, match="stop"), ops.backend("reference"):
         raise RuntimeError("stop")
-    assert ops._dispatch.choice() == os.environ.get("SOATFAST_BACKEND", "auto")
+    assert ops.dispatch.choice() == os.environ.get("SOATFAST_BACKEND", "auto")
 
 
 # Registration and compilation
