@@ -8,6 +8,7 @@
 #include "../krylov_checks.h"
 #include "../math/krylov.h"
 #include "block.cuh"
+#include "stream.h"
 
 namespace soatfast {
 namespace {
@@ -199,7 +200,7 @@ int cluster_size(int64_t rows, int64_t size, int device) {
 }
 
 template <typename T>
-void launch(const Arnoldi<T>& arguments, int64_t rows, int device, void* stream) {
+void launch(const Arnoldi<T>& arguments, int64_t rows, int device, cudaStream_t stream) {
   const int cluster = cluster_size(rows, arguments.size, device);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -208,7 +209,7 @@ void launch(const Arnoldi<T>& arguments, int64_t rows, int device, void* stream)
   config.gridDim = dim3(static_cast<unsigned>(cluster), static_cast<unsigned>(rows));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(3 * arguments.known + 1) * sizeof(double);
-  config.stream = static_cast<cudaStream_t>(stream);
+  config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
   const auto status_code = cudaLaunchKernelEx(&config, arnoldi_kernel<T>, arguments);
@@ -233,8 +234,7 @@ void run(
   STD_TORCH_CHECK(rows <= 65535, "arnoldi_step: at most 65535 samples on CUDA, got ", rows);
   if (rows == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(basis.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(basis.get_device_index(), &stream));
+  const cudaStream_t stream = stream_of(basis);
   const auto by_dtype = [&](auto number) {
     using T = decltype(number);
     Arnoldi<T> arguments{};

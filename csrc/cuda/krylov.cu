@@ -6,6 +6,7 @@
 
 #include "../krylov_checks.h"
 #include "../math/krylov.h"
+#include "stream.h"
 
 namespace soatfast {
 namespace {
@@ -13,12 +14,6 @@ namespace {
 constexpr int kThreads = 128;
 
 unsigned blocks_for(int64_t count) { return static_cast<unsigned>((count + kThreads - 1) / kThreads); }
-
-cudaStream_t stream_of(const Tensor& t) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 template <typename T>
 T* data(const Tensor& t) {

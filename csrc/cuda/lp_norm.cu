@@ -6,6 +6,7 @@
 #include "../common.h"
 #include "../math/norm.h"
 #include "block.cuh"
+#include "stream.h"
 
 namespace soatfast {
 namespace {
@@ -46,10 +47,9 @@ Tensor lp_norm(const Tensor& g_in, double p) {
   const int64_t rows = g.size(0), size = g.size(1);
   if (rows == 0) return norm;
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(g.get_device_index(), &stream));
+  const cudaStream_t stream = stream_of(g);
   const auto run = [&](auto launcher) {
-    launcher(g.const_data_ptr(), rows, size, p, norm.mutable_data_ptr(), static_cast<cudaStream_t>(stream));
+    launcher(g.const_data_ptr(), rows, size, p, norm.mutable_data_ptr(), stream);
   };
   switch (dtype_of(g)) {
     case cpu::DType::kFloat: run(launch<float>); break;
