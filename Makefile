@@ -8,15 +8,16 @@ PYTEST  = OMP_NUM_THREADS=1 $(RUN) pytest -q
 NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
                 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: help setup nvcc demo compare study test lint bench peers gpu-check doctor clean
+.PHONY: help setup nvcc demo compare study test lint docs bench peers gpu-check doctor clean
 help:
 	@echo "make demo       train the five models of the README on real digits, write runs/demo"
 	@echo "make test       run the tests"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       build the documentation site, build/docs/index.html"
 	@echo "make bench      time the ops and attacks against their baselines, print the ratios"
 	@echo "make peers      install foolbox and ART, which make bench then compares with as well"
 	@echo "make compare    the README's table: the demo with three seeds, and the SCORPIO of the paper"
-	@echo "make study      training with a memory against PGD training: docs/replay.md, about two hours"
+	@echo "make study      training with a memory against PGD training: docs/memory.md, about two hours"
 	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
 	@echo "make doctor     versions, devices, and which kernel serves each op"
 
@@ -61,6 +62,15 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+$(VENV)/.docs: $(VENV)/.soatfast
+	$(RUN) pip install -q -e ".[docs]" --no-build-isolation
+	@touch $@
+
+# Offline, and every warning is an error.
+docs: $(VENV)/.docs
+	$(PYTEST) --doctest-modules docs/_ext
+	OMP_NUM_THREADS=1 $(RUN) sphinx -q -W --keep-going -d build/doctrees docs build/docs
 
 # `make peers` first, and PGD is timed against foolbox and ART as well.
 bench: setup

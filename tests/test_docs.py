@@ -1,4 +1,6 @@
-"""The code in the documentation runs."""
+"""The documentation: its code runs, its links lead somewhere, its README is one page, its errors are the package's."""
+
+from __future__ import annotations
 
 import re
 import textwrap
@@ -6,46 +8,167 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from soatfast.train import OverfittingGuard, OverfittingWarning, SmallCNN
+import soatfast as sf
 
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def blocks(page: str) -> list[str]:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return [textwrap.dedent(code) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "csrc" / "README.md"])
 
 
-def test_the_scripts_of_the_replay_page(monkeypatch):
-    script, guarded = blocks("replay.md")
+def blocks(page: str, language: str = "python") -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [textwrap.dedent(code) for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def new_side(diff: str) -> str:
+    """The script after the change."""
+    return "\n".join(line[1:] for line in diff.splitlines() if not line.startswith("-"))
+
+
+def setting(*shape: int, classes: int = 10) -> dict[str, object]:
+    """The names that a reader's script has: a model, data, one batch, an optimiser."""
     torch.manual_seed(0)
-    model = SmallCNN(width=4, hidden=10)
-    dataset = TensorDataset(torch.rand(200, 1, 28, 28), torch.randint(0, 10, (200,)))
-    images, labels = dataset.tensors
-    names = {
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(torch.Size(shape).numel(), classes))
+    dataset = TensorDataset(torch.rand(8, *shape), torch.randint(0, classes, (8,)))
+    x, y = dataset[:4]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return {
         "torch": torch,
-        "dataset": dataset,
         "model": model,
-        "optimizer": torch.optim.Adam(model.parameters()),
+        "dataset": dataset,
+        "loader": DataLoader(dataset, 4),
+        "x": x,
+        "y": y,
+        "optimizer": optimizer,
     }
-    before = [p.clone() for p in model.parameters()]
-    exec(script, names)
-    assert names["memory"].visits.tolist() == [1] * 200 and names["memory"].values.any()
-    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-    monkeypatch.setattr(OverfittingGuard, "_measure", lambda *arguments: (0.0, 50, 0))  # a collapse
+
+
+def trained(names: dict[str, object], code: str) -> bool:
+    """Run the code; whether it changed the model's weights."""
+    before = [p.detach().clone() for p in names["model"].parameters()]
+    exec(code, names)
+    return any(not torch.equal(p, q) for p, q in zip(names["model"].parameters(), before, strict=True))
+
+
+def test_the_readme_is_one_page():
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    words = [word for line in text.splitlines() if not line.startswith("|") for word in line.split()]
+    assert len(words) <= 900
+    assert len(re.findall(r"^\|[-:|]+\|$", text, re.MULTILINE)) == 1, "one table"
+    assert 1 <= len(rows) - 2 <= 8
+
+
+def test_the_code_of_the_readme():
+    names = setting(3, 12, 12)
+    for script in blocks("README.md"):
+        exec(script, names)
+    assert names["memory"].visits.tolist() == [1] * 8 and names["memory"].values.any()
+    assert names["passes"].forward == 6 and names["passes"].backward_input == 4
+    assert names["result"].worst_case <= names["result"]["clean"].accuracy
+    assert names["output"].shape == (4, 10) and names["solved"].x.shape == names["step"].shape == (4, 3, 12, 12)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_changed_lines_train_a_model(page):
+    names = setting(3, 4, 4)
+    three_lines, *imports = [new_side(diff) for diff in blocks(page, "diff")]
+    assert trained(names, three_lines)
+    for script in imports:
+        exec(script, names)
+    if imports:
+        attack = names["torchattacks"].PGD(names["model"], eps=8 / 255, steps=2)
+        assert attack(names["x"], names["y"]).shape == names["x"].shape
+        assert names["trades_loss"](names["model"], names["x"], names["y"], names["optimizer"]).isfinite()
+
+
+def test_the_table_of_the_readme_is_the_measured_one():
+    def table(page: str) -> list[list[str]]:
+        lines = (ROOT / page).read_text(encoding="utf-8").split("attack passes", 1)[1].splitlines()[2:]
+        end = next(i for i, line in enumerate(lines) if not line.startswith("|"))
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:end]]
+
+    assert table("README.md") == table("docs/measurements.md")
+
+
+def test_the_scripts_of_the_memory_page(monkeypatch):
+    script, guarded = blocks("docs/memory.md")
+    names = setting(1, 28, 28)
+    assert trained(names, script)
+    assert names["memory"].visits.tolist() == [1] * 8 and names["memory"].values.any()
+    monkeypatch.setattr(sf.train.OverfittingGuard, "_measure", lambda *arguments: (0.0, 50, 0))  # a collapse
+    images, labels = names["dataset"].tensors
     names |= {"images": images, "labels": labels, "epoch": 0}
-    with pytest.warns(OverfittingWarning):
+    with pytest.warns(sf.train.OverfittingWarning):
         exec(guarded, names)
     assert names["criterion"].attack.steps == 5 and names["criterion"].memory is names["memory"]
 
 
-def test_the_script_of_the_second_order_page(capsys):
-    (script,) = blocks("second-order.md")
-    torch.manual_seed(0)
-    names = {"model": SmallCNN(width=4, hidden=10), "x": torch.rand(3, 1, 28, 28), "y": torch.tensor([1, 2, 3])}
-    exec(script, names)
-    assert names["solved"].x.shape == names["x_adv"].shape == (3, 1, 28, 28)
+def test_the_scripts_of_the_second_order_page(capsys):
+    names = setting(1, 8, 8)
+    for script in blocks("docs/second-order.md"):
+        exec(script, names)
+    assert names["solved"].x.shape == names["x_adv"].shape == (4, 1, 8, 8)
     assert names["soat"](names["model"], names["x"], names["y"]).isfinite()
-    assert "torch.Size([3, 1, 28, 28])" in capsys.readouterr().out
+    assert "torch.Size([4, 1, 8, 8])" in capsys.readouterr().out
+
+
+def test_the_scripts_of_the_engine_page(monkeypatch):
+    names = setting(3, 8, 8)
+    called = []
+    monkeypatch.setattr(sf, "keep_memory", lambda: called.append(1), raising=False)  # it is for the whole process
+    for script in blocks("docs/engines.md"):
+        exec(script, names)
+    assert called and names["x_adv"].dtype == torch.float32 and names["loss"].isfinite()
+
+
+def test_the_scripts_of_the_evaluation_page(tmp_path, capsys):
+    names = setting(1, 12, 12) | {"folder": tmp_path}
+    for script in blocks("docs/evaluation.md"):
+        exec(script, names)
+    assert "worst case" in capsys.readouterr().out and (tmp_path / "evaluation.npz").exists()
+
+
+def test_the_scripts_of_the_other_pages(capsys):
+    names = setting(3, 4, 4)
+    (counted,) = blocks("docs/passes.md")
+    exec(counted, names)
+    assert names["passes"].forward == 6
+    (distributed,) = blocks("docs/distributed.md")
+    assert trained(names, distributed)
+
+
+def links(page: Path) -> list[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(page):
+    """Files only: the anchors inside them are checked by `make docs`, which also writes docs/api and docs/tutorials."""
+    for link in links(page):
+        target = link.split("#")[0]
+        if "://" in link or not target or target.split("/")[0] in ("api", "tutorials"):
+            continue
+        assert (page.parent / target).exists(), f"{page.name}: {link}"
+
+
+FILLED_IN = r"\.\.\.|\S*[\d\[\]]\S*|= inf|torch\.\w+|'[^']*'|\bsoatfast\.\S+|mypackage\S*|SimBA|DeepFool|ops_cpu"
+
+
+def sources() -> str:
+    """The package's text, with string literals that stand one after the other joined."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "soatfast").rglob("*.py")))
+    return re.sub(r"[\"']\s*\n\s*f?[\"']", "", text)
+
+
+def test_the_errors_of_the_faq_are_the_packages():
+    """The longest run of words of each quoted message stands in the source: what is filled in is left out."""
+    text, messages = sources(), re.findall(r"^`([^`]+)`\n: ", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
+    assert len(messages) > 15
+    for message in messages:
+        runs = re.split(FILLED_IN, message)
+        run = max((run.strip(" ;,.") for run in runs), key=len)
+        assert len(run.split()) >= 3, message
+        assert run in text, f"{message}: no message has {run!r}"

@@ -1,0 +1,203 @@
+"""The pages that nobody writes by hand: one for each public name of the package, and one for each example."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from docutils import nodes
+from formulas import escaped
+from sphinx.util.nodes import make_refnode
+
+# Module: title. A name that several list belongs to the first; soatfast's page, the last, lists the flat names.
+# A module that one of these names in its __all__ gets a page as well.
+MODULES = {
+    "soatfast.attacks": "Attacks",
+    "soatfast.losses": "Losses",
+    "soatfast.memory": "Memory",
+    "soatfast.gradients": "Gradients and passes",
+    "soatfast.solvers": "Solvers and curvature",
+    "soatfast.evaluate": "Evaluation",
+    "soatfast.explain": "Explanations",
+    "soatfast.train": "Training",
+    "soatfast.train.data": "Data",
+    "soatfast.ops": "Ops",
+    "soatfast.compat": "Other libraries' names",
+    "soatfast.compat.torchattacks": "torchattacks' names",
+    "soatfast.compat.trades": "TRADES' name",
+    "soatfast": "The flat names",
+}
+
+_INDEX = """Reference
+=========
+
+``import soatfast as sf`` gives the flat names. They and their sub-packages:
+
+.. toctree::
+   :maxdepth: 1
+"""
+
+
+class Reference:
+    """The public names, and the page on which each has its home."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, dict[str, object]] = {}
+        self.homes: dict[int, str] = {}
+        waiting = list(MODULES)
+        while waiting:
+            module = waiting.pop(0)
+            found = importlib.import_module(module)
+            self.names[module] = {name: getattr(found, name) for name in _public(found)}
+            for name, item in self.names[module].items():
+                if isinstance(item, ModuleType):
+                    waiting += [item.__name__] if item.__name__ not in (*self.names, *waiting) else []
+                elif inspect.isroutine(item) or inspect.isclass(item):
+                    self.homes.setdefault(id(item), f"{module}.{name}")
+
+    def write(self, folder: Path) -> None:
+        for module in self.names:
+            short = module.removeprefix("soatfast.")
+            own = [name for name, item in self.names[module].items() if self._home(module, name, item) is None]
+            for name in own:
+                _write(folder / short / f"{name}.rst", _page(module, name, self.names[module][name]))
+            children = [name for name in self.names if name not in MODULES and name.rpartition(".")[0] == module]
+            _write(folder / f"{short}.rst", self._module(module, short, own, children))
+        listed = [f"   {module.removeprefix('soatfast.')}" for module in ("soatfast", *list(MODULES)[:-1])]
+        _write(folder / "index.rst", "\n".join([_INDEX, *listed, ""]))
+
+    def _home(self, module: str, name: str, item: object) -> str | None:
+        """Where else this name is at home; None: here."""
+        if isinstance(item, ModuleType):
+            return item.__name__
+        home = self.homes.get(id(item), f"{module}.{name}")
+        return None if home == f"{module}.{name}" else home
+
+    def _module(self, module: str, short: str, own: list[str], children: list[str]) -> str:
+        title = MODULES.get(module, short)
+        lines = [title, "=" * len(title), "", f".. automodule:: {module}", "   :no-members:", ""]
+        for name, item in self.names[module].items():
+            kind = "mod" if isinstance(item, ModuleType) else "obj"
+            home = self._home(module, name, item) or f"{module}.{name}"
+            lines.append(f"- :py:{kind}:`{name} <{home}>`{_first_sentence(item)}")
+        below = [f"{short}/{name}" for name in own] + [name.removeprefix("soatfast.") for name in children]
+        lines += ["", ".. toctree::", "   :hidden:", "", *(f"   {name}" for name in below), ""]
+        return "\n".join(lines)
+
+
+def _public(module: ModuleType) -> list[str]:
+    names = getattr(module, "__all__", None)
+    if names is None:  # what it defines
+        names = [n for n, item in vars(module).items() if getattr(item, "__module__", None) == module.__name__]
+    return [name for name in names if not name.startswith("_")]
+
+
+def _page(module: str, name: str, item: object) -> str:
+    full = f"{module}.{name}"
+    lines = [name, "=" * len(name), ""]
+    if inspect.isclass(item):
+        lines += [f".. autoclass:: {full}", "   :members:", "   :special-members: __call__", "   :show-inheritance:"]
+    elif inspect.isroutine(item):
+        lines += [f".. autofunction:: {full}"]
+    else:
+        lines += [f".. py:data:: {full}", f"   :value: {repr(item)[:100]}"]
+    return "\n".join([*lines, ""])
+
+
+def _first_sentence(item: object) -> str:
+    if not (inspect.isroutine(item) or inspect.isclass(item) or isinstance(item, ModuleType)):
+        return ""
+    paragraph = " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
+    first = re.split(r"(?<! al)\. (?=[A-Z])", paragraph)[0]
+    return f": {escaped(first.rstrip('.:'))}." if first else ""
+
+
+def bases(app: Any, name: str, item: object, options: Any, found: list[Any]) -> None:
+    """Only public classes are shown as bases."""
+    found[:] = [base for base in found if base is not object and id(base) in app.reference.homes]
+
+
+def examples(source: Path, folder: Path) -> None:
+    """A page for each script of examples/: its docstring, then the script."""
+    for script in sorted(source.rglob("*.py")):
+        if script.stem.startswith(("_", "test_", "conftest")):
+            continue
+        head, _, rest = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").partition("\n\n")
+        title = " ".join(head.split()).rstrip(".") or script.stem
+        run = f"```\npython examples/{script.relative_to(source).as_posix()}\n```"
+        code = f"```{{literalinclude}} ../../examples/{script.relative_to(source).as_posix()}\n:language: python\n```"
+        del rest  # it stands in the script below
+        _write(folder / f"{script.stem}.md", f"# {title}\n\n{run}\n\n{code}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def generate(app: Any) -> None:
+    docs = Path(app.srcdir)
+    app.reference = Reference()
+    for folder in ("api", "tutorials"):
+        for old in (docs / folder).rglob("*.*"):
+            old.unlink()
+    app.reference.write(docs / "api")
+    examples(docs.parent / "examples", docs / "tutorials")
+
+
+def signature(
+    app: Any, what: str, name: str, item: object, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """8/255 as people write it, not 0.03137254901960784."""
+
+    def fraction(match: re.Match[str]) -> str:
+        times = 255 * float(match[0])
+        return f"{round(times)}/255" if abs(times - round(times)) < 1e-12 else match[0]
+
+    shown = arguments and re.sub(r"0\.0\d{9,}", fraction, arguments).replace("<factory>", "...")
+    return shown, returned
+
+
+def resolve(app: Any, env: Any, node: nodes.Element, content: nodes.Element) -> nodes.Element | None:
+    """A reference by another path than the page's (soatfast.attacks.base.Attack): the same object, so the same page.
+
+    What exists and has no page is text; what does not exist is left, for Sphinx to warn of.
+    """
+    target = str(node.get("reftarget", ""))
+    if node.get("refdomain") != "py":
+        return None
+    item = _imported(target if target.startswith("soatfast.") else f"{node.get('py:module')}.{target}")
+    entry = env.get_domain("py").objects.get(app.reference.homes.get(id(item), ""))
+    if entry is None:
+        return None if item is None else content
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, target)
+
+
+def _imported(target: str) -> object:
+    module, _, name = target.rpartition(".")
+    while module:
+        try:
+            item: object = importlib.import_module(module)
+        except ImportError:
+            module, _, head = module.rpartition(".")
+            name = f"{head}.{name}"
+            continue
+        for part in name.split("."):
+            fields = getattr(item, "__annotations__", {})  # a dataclass has its fields without a default only there
+            item = getattr(item, part, fields.get(part))
+        return item
+    return None
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("builder-inited", generate)
+    app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-bases", bases)
+    app.connect("autodoc-process-signature", signature)
+    return {"parallel_read_safe": True}
