@@ -65,7 +65,7 @@ class Reference:
             short = module.removeprefix("soatfast.")
             own = [name for name, item in self.names[module].items() if self._home(module, name, item) is None]
             for name in own:
-                _write(folder / short / f"{name}.rst", _page(module, name, self.names[module][name]))
+                _write(folder / short / f"{name}.rst", self._page(module, name, self.names[module][name]))
             children = [name for name in self.names if name not in MODULES and name.rpartition(".")[0] == module]
             _write(folder / f"{short}.rst", self._module(module, short, own, children))
         listed = [f"   {module.removeprefix('soatfast.')}" for module in ("soatfast", *list(MODULES)[:-1])]
@@ -77,6 +77,22 @@ class Reference:
             return item.__name__
         home = self.homes.get(id(item), f"{module}.{name}")
         return None if home == f"{module}.{name}" else home
+
+    def ancestor(self, item: type) -> type | None:
+        """The nearest public class that it derives from."""
+        return next((base for base in item.__mro__[1:] if id(base) in self.homes), None)
+
+    def _page(self, module: str, name: str, item: object) -> str:
+        full = f"{module}.{name}"
+        lines = [name, "=" * len(name), ""]
+        if inspect.isclass(item):
+            lines += [f".. autoclass:: {full}", "   :members:", "   :special-members: __call__"]
+            lines += ["   :show-inheritance:"] if self.ancestor(item) else []
+        elif inspect.isroutine(item):
+            lines += [f".. autofunction:: {full}"]
+        else:
+            lines += [f".. py:data:: {full}", f"   :value: {repr(item)[:100]}"]
+        return "\n".join([*lines, ""])
 
     def _module(self, module: str, short: str, own: list[str], children: list[str]) -> str:
         title = MODULES.get(module, short)
@@ -97,18 +113,6 @@ def _public(module: ModuleType) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def _page(module: str, name: str, item: object) -> str:
-    full = f"{module}.{name}"
-    lines = [name, "=" * len(name), ""]
-    if inspect.isclass(item):
-        lines += [f".. autoclass:: {full}", "   :members:", "   :special-members: __call__", "   :show-inheritance:"]
-    elif inspect.isroutine(item):
-        lines += [f".. autofunction:: {full}"]
-    else:
-        lines += [f".. py:data:: {full}", f"   :value: {repr(item)[:100]}"]
-    return "\n".join([*lines, ""])
-
-
 def _first_sentence(item: object) -> str:
     if not (inspect.isroutine(item) or inspect.isclass(item) or isinstance(item, ModuleType)):
         return ""
@@ -117,9 +121,9 @@ def _first_sentence(item: object) -> str:
     return f": {escaped(first.rstrip('.:'))}." if first else ""
 
 
-def bases(app: Any, name: str, item: object, options: Any, found: list[Any]) -> None:
-    """Only public classes are shown as bases."""
-    found[:] = [base for base in found if base is not object and id(base) in app.reference.homes]
+def bases(app: Any, name: str, item: type, options: Any, found: list[Any]) -> None:
+    """The public class that it derives from, in place of those between."""
+    found[:] = [app.reference.ancestor(item)]
 
 
 def examples(source: Path, folder: Path) -> None:
