@@ -61,13 +61,13 @@ def test_the_readme_is_one_page():
 
 
 def test_the_code_of_the_readme():
-    names = setting(3, 12, 12)
+    names = setting(3, 32, 32)
     for script in blocks("README.md"):
         exec(script, names)
     assert names["memory"].visits.tolist() == [1] * 8 and names["memory"].values.any()
     assert names["passes"].forward == 6 and names["passes"].backward_input == 4
     assert names["result"].worst_case <= names["result"]["clean"].accuracy
-    assert names["output"].shape == (4, 10) and names["solved"].x.shape == names["step"].shape == (4, 3, 12, 12)
+    assert names["output"].shape == (4, 10) and names["solved"].x.shape == names["step"].shape == (8, 3, 32, 32)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
