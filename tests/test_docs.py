@@ -162,6 +162,14 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(found), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_name_exists(page):
+    for name in re.findall(r"\bsf\.([A-Za-z_.]*[A-Za-z_])", page.read_text(encoding="utf-8")):
+        found = sf
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
 FILLED_IN = r"\.\.\.|\S*[\d\[\]]\S*|= inf|torch\.\w+|'[^']*'|\bsoatfast\.\S+|mypackage\S*|SimBA|DeepFool|ops_cpu"
 
 
