@@ -10,13 +10,13 @@ NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==
 
 .PHONY: help setup nvcc demo compare study test lint docs bench peers gpu-check doctor clean
 help:
-	@echo "make demo       train the five models of the README on real digits, write runs/demo"
+	@echo "make demo       train five models on real digits, write runs/demo"
 	@echo "make test       run the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation site, build/docs/index.html"
 	@echo "make bench      time the ops and attacks against their baselines, print the ratios"
 	@echo "make peers      install foolbox and ART, which make bench then compares with as well"
-	@echo "make compare    the README's table: the demo with three seeds, and the SCORPIO of the paper"
+	@echo "make compare    docs/measurements.md: the demo with three seeds, and the SCORPIO of the paper"
 	@echo "make study      training with a memory against PGD training: docs/memory.md, about two hours"
 	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
 	@echo "make doctor     versions, devices, and which kernel serves each op"

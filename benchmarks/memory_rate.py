@@ -44,7 +44,7 @@ class Options:
 
 
 def sizes() -> str:
-    """The table of docs/replay.md."""
+    """The table of docs/measurements.md."""
     lines = ["| data set | float32 | bfloat16 | int8 |", "|---|---:|---:|---:|"]
     for name, (samples, shape) in DATA.items():
         cells = []

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,6 @@ MODULES = {
     "soatfast.evaluate": "Evaluation",
     "soatfast.explain": "Explanations",
     "soatfast.train": "Training",
-    "soatfast.train.data": "Data",
     "soatfast.ops": "Ops",
     "soatfast.compat": "Other libraries' names",
     "soatfast.compat.torchattacks": "torchattacks' names",
@@ -55,10 +55,10 @@ class Reference:
             found = importlib.import_module(module)
             self.names[module] = {name: getattr(found, name) for name in _public(found)}
             for name, item in self.names[module].items():
-                if isinstance(item, ModuleType):
-                    waiting += [item.__name__] if item.__name__ not in (*self.names, *waiting) else []
-                elif inspect.isroutine(item) or inspect.isclass(item):
+                if not isinstance(item, ModuleType):
                     self.homes.setdefault(id(item), f"{module}.{name}")
+                elif module != "soatfast" and item.__name__ not in (*self.names, *waiting):
+                    waiting.append(item.__name__)
 
     def write(self, folder: Path) -> None:
         for module in self.names:
@@ -78,6 +78,12 @@ class Reference:
         home = self.homes.get(id(item), f"{module}.{name}")
         return None if home == f"{module}.{name}" else home
 
+    def near(self, module: str, target: str) -> object:
+        """What a docstring of this module calls by a short name: it may stand in any of the module's files."""
+        items = self.names.get(module, {}).values()
+        files = dict.fromkeys([module, *(getattr(item, "__module__", module) for item in items)])
+        return next((found for file in files if (found := _imported(f"{file}.{target}")) is not None), None)
+
     def ancestor(self, item: type) -> type | None:
         """The nearest public class that it derives from."""
         return next((base for base in item.__mro__[1:] if id(base) in self.homes), None)
@@ -86,7 +92,9 @@ class Reference:
         full = f"{module}.{name}"
         lines = [name, "=" * len(name), ""]
         if inspect.isclass(item):
+            elsewhere = [b.__name__ for b in item.__mro__[1:] if id(b) in self.homes or not _ours(b)]
             lines += [f".. autoclass:: {full}", "   :members:", "   :special-members: __call__"]
+            lines += [f"   :inherited-members: {', '.join(elsewhere)}"]
             lines += ["   :show-inheritance:"] if self.ancestor(item) else []
         elif inspect.isroutine(item):
             lines += [f".. autofunction:: {full}"]
@@ -113,11 +121,16 @@ def _public(module: ModuleType) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
+def _ours(item: type) -> bool:
+    return item.__module__.startswith("soatfast")
+
+
 def _first_sentence(item: object) -> str:
     if not (inspect.isroutine(item) or inspect.isclass(item) or isinstance(item, ModuleType)):
         return ""
     paragraph = " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
     first = re.split(r"(?<! al)\. (?=[A-Z])", paragraph)[0]
+    first = re.sub(r":[a-z:]+:`~?(?:\w+\.)*(\w+)`", r"``\1``", first)
     return f": {escaped(first.rstrip('.:'))}." if first else ""
 
 
@@ -141,16 +154,14 @@ def examples(source: Path, folder: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def generate(app: Any) -> None:
     docs = Path(app.srcdir)
     app.reference = Reference()
     for folder in ("api", "tutorials"):
-        for old in (docs / folder).rglob("*.*"):
-            old.unlink()
+        shutil.rmtree(docs / folder, ignore_errors=True)
     app.reference.write(docs / "api")
     examples(docs.parent / "examples", docs / "tutorials")
 
@@ -173,10 +184,10 @@ def resolve(app: Any, env: Any, node: nodes.Element, content: nodes.Element) -> 
 
     What exists and has no page is text; what does not exist is left, for Sphinx to warn of.
     """
-    target = str(node.get("reftarget", ""))
+    target, module = str(node.get("reftarget", "")), str(node.get("py:module"))
     if node.get("refdomain") != "py":
         return None
-    item = _imported(target if target.startswith("soatfast.") else f"{node.get('py:module')}.{target}")
+    item = _imported(target) if target.startswith("soatfast.") else app.reference.near(module, target)
     entry = env.get_domain("py").objects.get(app.reference.homes.get(id(item), ""))
     if entry is None:
         return None if item is None else content
