@@ -17,7 +17,9 @@ from soatfast.ops.arguments import check_number, check_radius, check_steps
 
 @dataclass(frozen=True, kw_only=True)
 class ASOD(Attack):
-    r"""x_{k+1} = project(x_k + step_size step_p(G_k)),  G_k = sum_j g(x_k + u_j),  u_j ~ N(0, sigma^2 I), from x_0 = x.
+    r"""Steps along the sum of the gradients at noisy copies of the iterate, from x_0 = x.
+
+        x_{k+1} = project(x_k + step_size step_p(G_k)),  G_k = sum_j g(x_k + u_j),  u_j ~ N(0, sigma^2 I)
 
     g(x + u) is g(x) + H u where the loss is quadratic: with samples=1 and a small g it is a power step on the Hessian,
     the paper's derivation. Averaging undoes it: E g(x + u) is the gradient of the Gaussian-smoothed loss,

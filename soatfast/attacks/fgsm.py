@@ -14,7 +14,9 @@ from soatfast.gradients.passes import Passes, passes_of
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    r"""One step to the maximiser of the linearised objective: x_adv = clamp(x + lmo_p(g; eps)).
+    r"""One step to the maximiser of the linearised objective.
+
+        x_adv = clamp(x + lmo_p(g; eps))
 
     For p = inf that is x + eps sgn(g); for p = 2 x + eps g/||g||_2; for p = 1 all of eps on one entry. No random start.
 

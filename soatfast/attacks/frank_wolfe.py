@@ -26,8 +26,9 @@ _REPLAY_GAMMA = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class FrankWolfe(Attack):
-    r"""Maximises Q(v) = <g, v> + 1/2 <v, H v> over ||v||_p <= eps by Frank-Wolfe, and returns clamp(x + v).
+    r"""The quadratic attack: maximises a second-order model Q of the loss on the ball; returns clamp(x + v).
 
+        Q(v) = <g0, v> + 1/2 <v, H v>,   ||v||_p <= eps
         v_0 = eps g0 / ||g0||_p;   G_k = g0 + H v_k;   s_k = lmo_p(G_k; eps);   v_{k+1} = v_k + 2/(k+2) (s_k - v_k)
 
     H v is a finite difference of gradients with g0 = g(x) recycled, so each step costs one gradient ("fe") or one of a
@@ -53,7 +54,7 @@ class FrankWolfe(Attack):
     With a memory (``AdversarialTraining(attack, memory=memory)``) a sample's v starts where its last visit left it, and
     each step is Frank-Wolfe on the loss itself: v <- (1 - gamma) v + gamma lmo_p(g(x + v); eps), kept in the box. No
     pass at x; h is 1, ``init`` has no use, and gamma None means 0.5. That and no 2/(k+2) over the visits, because
-    the model changes between them; docs/replay.md has what other steps and restarts gave.
+    the model changes between them (docs/memory.md).
 
     Defaults: the paper's CIFAR-10 Linf setting FE(3).
 

@@ -20,10 +20,12 @@ from soatfast.ops.arguments import check_radius, check_steps
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    r"""x_{k+1} = project(x_k + step_size * step_p(g(x_k))), ``steps`` times, from a random point of the ball.
+    r"""Projected gradient ascent on the loss, from a random point of the ball (Madry et al. 2018).
 
-    step_inf(g) = sgn(g), step_2(g) = g/||g||_2, step_1(g) = sgn(g)/k on the 1 % largest |g| (SLIDE, Tramer and Boneh
-    2019). Projection on the ball, then on the box (p = 1: exactly on their intersection, as Croce and Hein 2021).
+        x_{k+1} = project(x_k + step_size step_p(g(x_k)));   step_inf(g) = sgn(g);   step_2(g) = g/||g||_2
+
+    step_1(g) = sgn(g)/k on the 1 % largest |g| (SLIDE, Tramer and Boneh 2019). Projection on the ball, then on the box
+    (p = 1: exactly on their intersection, as Croce and Hein 2021).
 
     Args:
         steps: gradient steps.

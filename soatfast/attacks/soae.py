@@ -36,7 +36,7 @@ class SOAE(SecondOrderAttack):
     "tr": the maximiser of Q in the L2 ball that holds the step's ball, from the same Krylov space (GLTR, Gould et al.
     1999). It is what Q has to offer; the Newton direction is not the maximiser of Q on any ball.
 
-    A model of the loss is not the loss: at equal passes PGD is the stronger attack (README, second-order attacks).
+    A model of the loss is not the loss: at equal passes PGD is the stronger attack (docs/second-order.md).
 
     Args:
         steps: outer steps T (the paper: "less than 4 iterations").

@@ -15,7 +15,7 @@ from soatfast.memory.store import PerturbationMemory
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTraining(Loss):
-    r"""mean_i l_i(attack(x)_i): train on adversarial examples only.
+    r"""Training on adversarial examples only: mean_i l_i(attack(x)_i).
 
     Args:
         attack: any attack of :mod:`soatfast.attacks`. Default PGD(10) at Linf 8/255.

@@ -16,7 +16,9 @@ from soatfast.ops.arguments import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class CURE(Regularised):
-    r"""mean_i [ l_i(x) + strength ||g_i(x + h z_i) - g_i(x)||_2^power ],  z = sgn(g(x)) / ||sgn(g(x))||_2.
+    r"""Curvature regularisation: penalises how the input gradient changes along its sign.
+
+        mean_i [ l_i(x) + strength ||g_i(x + h z_i) - g_i(x)||_2^power ],   z = sgn(g(x)) / ||sgn(g(x))||_2
 
     The difference is h H z where the loss is quadratic, so power 1 penalises h ||H z||_2 and power 2 its square. The
     authors' code has power 1 and no 1/h; the paper has the square, with 1/h^2 in the weight. Gradients are of the sum

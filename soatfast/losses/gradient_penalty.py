@@ -23,7 +23,11 @@ _TULIP_H = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class InputGradientPenalty(Regularised):
-    r"""mean_i [ l_i(x) + strength R_i ], R a size of the input gradient g. q is the dual order of p, 1/p + 1/q = 1.
+    r"""Penalises the size R of the input gradient g.
+
+        mean_i [ l_i(x) + strength R_i ],   1/p + 1/q = 1
+
+    ::
 
         "squared"     R = ||g||_q^2                                         p = 2: Ross and Doshi-Velez, double backward
         "dual"        R = eps ||g||_q                                       Lyu et al., double backward

@@ -20,7 +20,9 @@ from soatfast.ops.arguments import check_number, check_radius, check_steps
 
 @dataclass(frozen=True, kw_only=True)
 class LLR(Regularised):
-    r"""mean_i [ l_i(x) + strength gamma_i + mu |<v_i, g_i(x)>| ],  gamma(v) = |l(x + v) - l(x) - <v, g(x)>|.
+    r"""Local linearity regularisation: penalises how far the loss is from its tangent in the ball.
+
+        mean_i [ l_i(x) + strength gamma_i + mu |<v_i, g_i(x)>| ],   gamma(v) = |l(x + v) - l(x) - <v, g(x)>|
 
     v seeks the largest gamma in the ball, where the loss is furthest from its tangent, by ``steps`` steps
 

@@ -35,9 +35,12 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MART(Loss):
-    r"""mean_i [ BCE(p(x'_i), y_i) + beta KL( p(x_i) || p(x'_i) ) (1 - p(x_i)_{y_i}) ], x' the PGD example of x.
+    r"""Adversarial training that weighs samples the model is unsure of more; x' is the PGD example of x.
 
-    BCE(q, y) = -log q_y - log(1 - max_{k != y} q_k); KL in nats over the classes; beta is the paper's lambda. x' raises
+        mean_i [ BCE(p(x'_i), y_i) + beta KL( p(x_i) || p(x'_i) ) (1 - p(x_i)_{y_i}) ]
+        BCE(q, y) = -log q_y - log(1 - max_{k != y} q_k)
+
+    KL in nats over the classes; beta is the paper's lambda. x' raises
     the cross-entropy (:class:`~soatfast.attacks.NearPGD`, a start of 0.001 N(0, I) as in the authors' code) and carries
     no gradient; the gradient of the loss flows through p(x), p(x') and the weight. (The paper's loss and Algorithm 1.)
     The authors' code adds 1e-12 to 1e-4 inside the logarithms; here they are exact and need nothing.

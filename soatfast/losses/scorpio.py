@@ -22,9 +22,11 @@ from soatfast.solvers.hessian import Scheme
 
 @dataclass(frozen=True, kw_only=True)
 class SCORPIO(Loss):
-    r"""mean_i [ l_i(x) + r (l_i(x + v_i) - l_i(x)) ], v the quadratic attack (:class:`~soatfast.attacks.FrankWolfe`).
+    r"""Second-order regularisation by the quadratic attack v (:class:`~soatfast.attacks.FrankWolfe`).
 
-    r = ``strength``. At r = 1 this is adversarial training on v, and the clean loss is not computed. At r > 1 the clean
+        mean_i [ l_i(x) + r (l_i(x + v_i) - l_i(x)) ],   r = strength
+
+    At r = 1 this is adversarial training on v, and the clean loss is not computed. At r > 1 the clean
     loss has the weight 1 - r < 0, as in the paper. v carries no gradient; x + v is clamped to ``bounds``.
 
     With ``mode="keep"`` (the attack sees the model exactly as the training forward does: right for a network without

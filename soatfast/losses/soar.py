@@ -20,7 +20,10 @@ from soatfast.ops.arguments import check_number, check_radius, check_steps, per_
 
 @dataclass(frozen=True, kw_only=True)
 class SOAR(Regularised):
-    r"""mean_i [ l_i(x_0) + strength c/2 ||A_i z_i|| ],  A = [[H, g], [g^T, 1]] at x_0,  z ~ N(0, I) in D + 1 entries.
+    r"""Second-order regularisation: penalises an estimate of the norm of the loss's gradient and Hessian.
+
+        mean_i [ l_i(x_0) + strength c/2 ||A_i z_i|| ]
+        A = [[H, g], [g^T, 1]] at x_0,   z ~ N(0, I) in D + 1 entries
 
     With r = (v, 1): <g, v> + 1/2 <v, H v> = (<r, A r> - 1)/2 <= (c ||A||_F - 1)/2 for every v of the ball, where
     c = D eps^2 + 1 (p = inf) or eps^2 + 1 (p = 2), and ||A||_F^2 = E ||A z||_2^2. The constant -1/2 is left out.

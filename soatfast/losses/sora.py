@@ -84,7 +84,7 @@ class SORAState:
 
 @dataclass(frozen=True, kw_only=True)
 class SORA(Loss):
-    r"""mean_i l_i(x'_i), x' one step of adaptive length from a random start:
+    r"""Adversarial training with one step of adaptive length from a random start: mean_i l_i(x'_i).
 
         z = clamp(x + eta),   g = g(z),   d = argmax of <g, d> over ||d||_p <= 1  (sgn(g), or g/||g||_2)
         x' = clamp(z + a U d),   a = max_step min(1, gain / (1 - rho_bar)),   U uniform in [0, 1) per entry

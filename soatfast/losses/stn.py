@@ -22,7 +22,9 @@ from soatfast.ops.arguments import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class STN(Loss):
-    r"""mean_i [ l_i(x) + strength CE(softmax f(x), softmax f(x')) ],  CE(a, b) = -sum_k a_k log b_k.
+    r"""Stability training: the prediction at x', which is x with noise, is drawn towards that at x.
+
+        mean_i [ l_i(x) + strength CE(softmax f(x), softmax f(x')) ],   CE(a, b) = -sum_k a_k log b_k
 
     noise "gauss": x' = x + u, u ~ N(0, sigma^2 I), not clamped. "asod": x' is the attack
     :class:`~soatfast.attacks.ASOD` of radius eps.

@@ -22,7 +22,9 @@ from soatfast.ops.arguments import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class TRADES(Loss):
-    r"""mean_i [ l_i(x) + beta KL( p(x_i) || p(x'_i) ) ], with x' = argmax of KL( p(x) || p(x') ) in the ball.
+    r"""Clean loss plus the largest divergence from the clean prediction in the ball.
+
+        mean_i [ l_i(x) + beta KL( p(x_i) || p(x'_i) ) ],   x' = argmax of KL( p(x) || p(x') ) in the ball
 
     p = softmax(f), KL in nats over the classes. x' is sought by :class:`~soatfast.attacks.NearPGD` with p(x) fixed,
     computed once; it carries no gradient. In the loss the gradient flows through p(x) and p(x') both. (The paper's

@@ -26,10 +26,13 @@ _INIT = {"scaled": INIT_SCALED, "lmo": INIT_LMO, "raw": INIT_RAW}
 
 
 def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
-    r"""Linear maximisation oracle of the L^p ball: argmax of <g, s> over ||s||_p <= eps, per sample.
+    r"""Linear maximisation oracle of the L^p ball, per sample.
 
-    s_i = eps sgn(g_i) |g_i|^(q-1) / (sum_j |g_j|^q)^(1/p), with 1/p + 1/q = 1; the optimal value is eps ||g||_q.
-    p = inf gives eps sgn(g); p = 1 puts all of eps on the first entry of largest |g| (in memory order).
+        s = argmax of <g, s> over ||s||_p <= eps
+        s_i = eps sgn(g_i) |g_i|^(q-1) / (sum_j |g_j|^q)^(1/p),   1/p + 1/q = 1
+
+    The optimal value is eps ||g||_q. p = inf gives eps sgn(g); p = 1 puts all of eps on the first entry of largest
+    |g| (in memory order).
     The exponent is q - 1 = q/p; SCORPIO (Tsiligkaridis and Roberts 2020) prints p/q in
     equation (8), which is right only for p = 2.
 
@@ -56,7 +59,7 @@ def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
 
 
 def lp_norm(g: Tensor, p: float) -> Tensor:
-    r"""||g||_p of each sample, scaled by max|g| so that tiny and huge entries neither underflow nor overflow.
+    r"""The norm ||g||_p of each sample, scaled by max|g| so that tiny and huge entries are exact, too.
 
     Args:
         g: (B, ...) batch, floating.
@@ -238,9 +241,11 @@ def pgd_step(
     exact: bool = False,
     k: int | None = None,
 ) -> Tensor:
-    r"""One projected-gradient ascent step: x_adv' = project(x_adv + alpha step_p(g), x), in one launch.
+    r"""One projected-gradient ascent step, in one launch.
 
-    step_inf(g) = sgn(g), step_2(g) = g/||g||_2, and step_1(g) = sgn(g)/k' on the entries with the k largest |g| (SLIDE,
+        x_adv' = project(x_adv + alpha step_p(g), x),   step_inf(g) = sgn(g),   step_2(g) = g/||g||_2
+
+    step_1(g) = sgn(g)/k' on the entries with the k largest |g| (SLIDE,
     Tramer and Boneh 2019): ties with the k-th are included and k' counts the entries chosen, so that the step's L1
     norm is alpha.
 
