@@ -78,6 +78,14 @@ inline void check_square(const Tensor& triangle) {
   STD_TORCH_CHECK(triangle.size(0) == triangle.size(1), "triangle: expected shape (m, m, B)");
 }
 
+// Host memory only: the kernels read and write where these numbers point.
+inline void check_iterations(const Tensor& iterations, int64_t rows, int64_t m) {
+  const auto* counts = static_cast<const int32_t*>(iterations.const_data_ptr());
+  for (int64_t r = 0; r < rows; ++r) {
+    STD_TORCH_CHECK(counts[r] >= 0 && counts[r] <= m, "iterations must lie in 0..", m, ", got ", counts[r]);
+  }
+}
+
 // What givens_step reads, dense.
 struct GivensCall {
   Tensor hessenberg, norms, target;

@@ -12,6 +12,7 @@ Tensor givens_step(
   const auto [hessenberg, norms, target] = check_givens(
       triangle, rotations, rhs, iterations, status, hessenberg_in, norms_in, target_in, column, count);
   const int64_t rows = triangle.size(2), m = triangle.size(1);
+  check_iterations(iterations, rows, m);
   Tensor residual = torch::stable::new_empty(triangle, {count, rows});
   const cpu::GivensStep args{
       dtype_of(triangle),

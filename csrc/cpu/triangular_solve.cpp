@@ -7,13 +7,11 @@ namespace {
 Tensor triangular_solve(const Tensor& triangle_in, const Tensor& rhs_in, const Tensor& iterations_in) {
   const auto [triangle, rhs, iterations] = check_triangle(triangle_in, rhs_in, iterations_in);
   const int64_t rows = triangle.size(2), m = triangle.size(1);
-  const auto* counts = static_cast<const int32_t*>(iterations.const_data_ptr());
-  for (int64_t r = 0; r < rows; ++r) {
-    STD_TORCH_CHECK(counts[r] >= 0 && counts[r] <= m, "iterations must lie in 0..", m, ", got ", counts[r]);
-  }
+  check_iterations(iterations, rows, m);
   Tensor y = torch::stable::new_empty(triangle, {m, rows});
   const cpu::TriangularSolve args{
-      dtype_of(triangle), rows, m, triangle.const_data_ptr(), rhs.const_data_ptr(), counts, y.mutable_data_ptr()};
+      dtype_of(triangle), rows, m, triangle.const_data_ptr(), rhs.const_data_ptr(),
+      static_cast<const int32_t*>(iterations.const_data_ptr()), y.mutable_data_ptr()};
   for_packs(rows, m * m, cpu::kernels().triangular_solve, args);
   return y;
 }

@@ -95,8 +95,9 @@ def gmres(
         restarts: cycles; each starts from the true residual, which costs a product.
         rcond: relative pivot below which a column is rejected; None: 1e-3 in float32, 1e-8 in float64, which keeps x
             bounded where b has noise of 1e-3 outside the range of A. Less for an ill-conditioned, well-posed system.
-        check_every: stop early when all samples are done, asked every so many steps: one synchronisation with the
-            device each, and one call for the rotations of those steps. None never asks (CUDA graphs).
+        check_every: stop early when all samples are done, asked every so many steps and after each restart's true
+            residual: one synchronisation with the device each, and one call for the rotations of those steps. None
+            never asks (CUDA graphs).
         compact: multiply only the samples that are not done once they are at most half of the batch.
         stop: "residual", or "subdiag": a sample is done where h_{j+1,j} <= rtol, the next basis vector's length before
             it is normalised (Saad, Iterative Methods, Algorithm 6.9). That is absolute, and says little about the
@@ -152,6 +153,9 @@ def gmres(
         status = torch.where(final, status, begun).int()
         if not cycle:
             history.append(beta.unsqueeze(0))
+        elif check_every is not None and _nobody_active(status):
+            history.append(beta.expand((restarts - cycle) * max_dim, -1))
+            break
         turned = 0
         for j in range(max_dim):
             if check_every is not None and j % check_every == 0 and _nobody_active(status):

@@ -408,7 +408,11 @@ def test_bad_arguments_say_what_was_expected() -> None:
 
 
 @pytest.mark.native
-def test_the_solve_refuses_more_columns_than_there_are() -> None:
+def test_more_columns_than_there_are_are_refused() -> None:
+    args = make_args("givens_step", 3, 5, 40)
+    with pytest.raises(RuntimeError, match=r"iterations must lie in 0..5, got 100000000"):
+        far = torch.full((3,), 10**8, dtype=torch.int32)
+        ops.givens_step(*args[:3], far, *args[4:8], column=2, rcond=0.0)
     triangle, rhs, _ = make_args("triangular_solve", 3, 5, 40)
     with pytest.raises(RuntimeError, match=r"iterations must lie in 0..5"):
         ops.triangular_solve(triangle, rhs, torch.full((3,), 6, dtype=torch.int32))

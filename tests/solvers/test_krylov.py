@@ -236,6 +236,10 @@ def test_products_are_counted_and_stop_when_all_are_done() -> None:
     calls.clear()
     gmres(matvec, b, x0=torch.ones_like(b), max_dim=2, rtol=0.0, restarts=3)
     assert len(calls) == 3 * 2 + 3
+    calls.clear()
+    result = gmres(matvec, b, max_dim=D, rtol=1e-8, restarts=100)  # one product more, for the true residual
+    assert len(calls) == 4 and result.converged.all()
+    assert result.history.shape == (len(b), 100 * D + 1) and torch.equal(result.history[:, -1], result.residual)
 
 
 def test_compaction_multiplies_only_what_is_not_done() -> None:
