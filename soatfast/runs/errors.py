@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class UserError(RuntimeError):
     """Something outside the program is missing or in the way; the message says what and how to mend it."""
 
 

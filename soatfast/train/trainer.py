@@ -105,13 +105,14 @@ def train(
     if not resume and main:
         checkpoint.remove_run(folder)
     accelerator.wait_for_everyone()
+    checkpoint.check_owner(folder)
     known = check_options(folder, options)
-    saved = checkpoint.checkpoints(folder)
+    saved = checkpoint.usable(folder, progress.note)
     accelerator.wait_for_everyone()
     if known and (folder / checkpoint.RESULT).is_file() and (folder / checkpoint.WEIGHTS).is_file():
         checkpoint.load_weights(model.to(accelerator.device), folder / checkpoint.WEIGHTS)
-        if memory is not None and saved:
-            checkpoint.load_memory(saved[-1], memory)
+        if memory is not None and saved is not None and checkpoint.epoch_of(saved) == config.epochs:
+            checkpoint.load_memory(saved, memory)
         progress.note("trained already")
         return TrainResult(**files.read_json(folder / checkpoint.RESULT))
     if main:
@@ -136,15 +137,16 @@ def train(
         state.passes = _count(
             model, scaled(loss, config.eps_fraction(0), config.h_fraction(0)), batches, config, accelerator
         )
-    accelerator.register_for_checkpointing(state)
     wrapped, optimizer = accelerator.prepare(model, _optimizer(model, config))
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
         wrapped.broadcast_buffers = False  # a forward must not overwrite what an earlier one saved for its backward
     try:
         if saved:
-            accelerator.load_state(str(saved[-1]))
+            found = checkpoint.load_checkpoint(accelerator, saved, model)
+            optimizer.load_state_dict(found["optimizer"])
+            state.load_state_dict(found["run"])
             if memory is not None:
-                checkpoint.load_memory(saved[-1], memory)
+                checkpoint.load_memory(saved, memory)
             progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
         if main:
             write_options(folder, options, state.passes)
@@ -156,7 +158,8 @@ def train(
             state.history.append(row)
             if not math.isfinite(row["loss"]):
                 raise UserError(f"the loss became {row['loss']} in epoch {epoch + 1}; a smaller lr may help")
-            checkpoint.save_checkpoint(accelerator, folder, state.epoch, memory)
+            whole = {"optimizer": optimizer.state_dict(), "run": state.state_dict()}
+            checkpoint.save_checkpoint(accelerator, folder, state.epoch, model, whole, memory)
             progress.epoch(row)
     finally:
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
