@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _COLOURS = {"memory": "#0072b2", "SCORPIO": "#009e73"}
-_BELOW = ("SCORPIO FE(3)",)  # whose label would lie on another point
+_BELOW = ("PGD-4",)  # whose label would lie on another point
 
 
 def rows(text: str) -> list[tuple[str, float, float, float]]:
@@ -45,7 +45,7 @@ def draw(path: Path, table: list[tuple[str, float, float, float]]) -> None:
         axes.annotate(
             name,
             (time, mean),
-            (-12 if right else 12, -16 if below else 6),
+            (-12 if right else 12, -22 if below else 6),
             textcoords="offset points",
             fontsize=15,
             color=colour,

@@ -20,8 +20,8 @@ def keep_memory() -> bool:
     that size. Call it once at the start of a script that attacks on a CPU; the command `soatfast` does. It changes no
     result, and tensors on a GPU are not concerned.
 
-    Measured on 2 cores (docs/measurements.md): 0.67 to 0.90 of the time on the small CNN, 0.91 to 0.95 on ResNet-18, at
-    a peak of memory at most 4 % higher. What it costs: the process holds its peak until it ends. In threads that Python
+    Measured on 2 cores (docs/measurements.md): 0.67 to 0.90 of the time on the small CNN, 0.91 to 0.95 on ResNet-18,
+    at a peak of memory at most 4 % higher. What it costs: the process holds its peak until it ends. In threads that Python
     starts, glibc keeps blocks of up to some 60 MB only.
 
     Returns:

@@ -61,9 +61,9 @@ class OverfittingGuard:
     PertAlign is 0 for samples without a gradient, so a network that hides its gradients is attacked. Above ``align``
     the loss is nearly linear in the ball, and PGD is not worth its passes.
 
-    Survival tells a collapse from a sound training. PertAlign alone does not: it falls as far in PGD-10 training. A
-    partial collapse may be missed by one probe. A network that has collapsed once mostly does so again in the first
-    epoch of one step, hence recover = 1: the alarm stays.
+    Survival tells a collapse from a sound training. PertAlign alone does not: it falls as far in PGD-10 training. One
+    probe may miss a partial collapse. A network that has collapsed once mostly does so again in the first epoch of one
+    step, hence recover = 1: the alarm stays.
 
     Args:
         x, y: the probe, (B, ...) with labels (B,); about 100 training samples (held-out ones would leak into training),
