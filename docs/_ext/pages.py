@@ -140,16 +140,15 @@ def bases(app: Any, name: str, item: type, options: Any, found: list[Any]) -> No
 
 
 def examples(source: Path, folder: Path) -> None:
-    """A page for each script of examples/: its docstring, then the script."""
-    for script in sorted(source.rglob("*.py")):
+    """A page for each script of examples/: its docstring, then the rest of it."""
+    for script in sorted(source.glob("*.py")):
         if script.stem.startswith(("_", "test_", "conftest")):
             continue
-        head, _, rest = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").partition("\n\n")
-        title = " ".join(head.split()).rstrip(".") or script.stem
-        run = f"```\npython examples/{script.relative_to(source).as_posix()}\n```"
-        code = f"```{{literalinclude}} ../../examples/{script.relative_to(source).as_posix()}\n:language: python\n```"
-        del rest  # it stands in the script below
-        _write(folder / f"{script.stem}.md", f"# {title}\n\n{run}\n\n{code}\n")
+        tree = ast.parse(script.read_text(encoding="utf-8"))
+        title, said = script.stem.replace("_", " ").capitalize(), ast.get_docstring(tree)
+        begin = f":lines: {(tree.body[0].end_lineno or 0) + 2}-\n" if said else ""
+        code = f"```{{literalinclude}} ../../examples/{script.name}\n:language: python\n{begin}```"
+        _write(folder / f"{script.stem}.md", f"# {title}\n\n{said or ''}\n\n{code}\n")
 
 
 def _write(path: Path, text: str) -> None:

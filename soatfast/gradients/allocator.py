@@ -21,8 +21,8 @@ def keep_memory() -> bool:
     result, and tensors on a GPU are not concerned.
 
     Measured on 2 cores (docs/measurements.md): 0.67 to 0.90 of the time on the small CNN, 0.91 to 0.95 on ResNet-18,
-    at a peak of memory at most 4 % higher. What it costs: the process holds its peak until it ends. In threads that Python
-    starts, glibc keeps blocks of up to some 60 MB only.
+    at a peak of memory at most 4 % higher. What it costs: the process holds its peak until it ends. In threads that
+    Python starts, glibc keeps blocks of up to some 60 MB only.
 
     Returns:
         Whether it was done: False without glibc (macOS, Windows, musl), and where the environment already sets malloc
