@@ -41,6 +41,10 @@ _INDEX = """Reference
 .. toctree::
    :maxdepth: 1
 """
+_EXAMPLES = """# Examples
+
+Each is a script of `examples/` that runs on a CPU in seconds.
+"""
 
 
 class Reference:
@@ -141,14 +145,20 @@ def bases(app: Any, name: str, item: type, options: Any, found: list[Any]) -> No
 
 def examples(source: Path, folder: Path) -> None:
     """A page for each script of examples/: its docstring, then the rest of it."""
+    listed, pages = [], []
     for script in sorted(source.glob("*.py")):
         if script.stem.startswith(("_", "test_", "conftest")):
             continue
         tree = ast.parse(script.read_text(encoding="utf-8"))
-        title, said = script.stem.replace("_", " ").capitalize(), ast.get_docstring(tree)
+        title, said = script.stem.replace("_", " ").capitalize(), ast.get_docstring(tree) or ""
         begin = f":lines: {(tree.body[0].end_lineno or 0) + 2}-\n" if said else ""
         code = f"```{{literalinclude}} ../../examples/{script.name}\n:language: python\n{begin}```"
-        _write(folder / f"{script.stem}.md", f"# {title}\n\n{said or ''}\n\n{code}\n")
+        _write(folder / f"{script.stem}.md", f"# {title}\n\n{said}\n\n{code}\n")
+        first = " ".join(said.partition("\n\n")[0].split())
+        listed.append(f"- [{title}]({script.stem}.md): {first}")
+        pages.append(script.stem)
+    toctree = "\n".join(["```{toctree}", ":hidden:", "", *pages, "```"])
+    _write(folder / "index.md", "\n".join([_EXAMPLES, *listed, "", toctree, ""]))
 
 
 def _write(path: Path, text: str) -> None:
