@@ -139,6 +139,16 @@ def test_the_scripts_of_the_other_pages(capsys):
     assert trained(names, distributed)
 
 
+def test_the_new_attack_of_contributing_passes_its_test(monkeypatch):
+    (diff,) = blocks("CONTRIBUTING.md", "diff")
+    files = {path: new_side(text) for path, text in (part.split("\n", 1) for part in diff.split("+++ ")[1:])}
+    names = {"__name__": __name__}
+    exec(files["soatfast/attacks/random_sign.py"], names)
+    monkeypatch.setattr(sf.attacks, "RandomSign", names["RandomSign"], raising=False)
+    exec(files["tests/attacks/test_random_sign.py"], names)
+    names["test_every_entry_moves_by_eps_and_half_of_them_up"]()
+
+
 def links(page: Path) -> list[str]:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     return re.findall(r"\]\(([^)\s]+)\)", text)
