@@ -171,11 +171,3 @@ class Attack:
         if not hasattr(self, "steps"):
             raise TypeError(f"{type(self).__name__} has no steps")
         return dataclasses.replace(self, steps=steps)  # type: ignore[call-arg]
-
-    def _broadcast(self, per_sample: float | Tensor, x: Tensor, name: str = "eps") -> float | Tensor:
-        """A scalar or per-sample tensor shaped to multiply x."""
-        if not isinstance(per_sample, Tensor) or per_sample.dim() == 0:
-            return per_sample if not isinstance(per_sample, Tensor) else per_sample.to(x.dtype)
-        if len(per_sample) not in (1, len(x)):
-            raise ValueError(f"{name} must be a number or have shape () or ({len(x)},), got {tuple(per_sample.shape)}")
-        return per_sample.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))

@@ -13,7 +13,7 @@ from soatfast import ops
 from soatfast.attacks.second_order import SecondOrderAttack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_radius, check_steps, to_multiply
 from soatfast.solvers.hessian import unit_step
 
 _PAPER_H = 1e-6
@@ -82,7 +82,7 @@ class HAAT(SecondOrderAttack):
         x_t = x
         if self.random_start:
             noise = torch.empty_like(x).uniform_(-1, 1, generator=self.generator)
-            x_t = (x + self._broadcast(self.eps, x) * noise).clamp_(*self.bounds)
+            x_t = (x + to_multiply(self.eps, "eps", x) * noise).clamp_(*self.bounds)
         for t in range(self.steps):
             g = g0 if t == 0 and g0 is not None and not self.random_start else oracle.gradient(x_t, y)
             u, rayleigh = self._eigenvector(oracle, x_t, y, g, h)
@@ -93,7 +93,7 @@ class HAAT(SecondOrderAttack):
     def _eigenvector(self, oracle: InputGradient, x: Tensor, y: Tensor, g: Tensor, h: float) -> tuple[Tensor, Tensor]:
         """(u of x's shape, <u, H u> (B,)) after the power iterations."""
         u = torch.empty_like(x).normal_(generator=self.generator)
-        u = u / ops.lp_norm(u, 2).to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
+        u = u / as_column(ops.lp_norm(u, 2).to(x.dtype), x)
         probe = x + h * u
         rayleigh = None
         for _ in range(self.power):
@@ -102,14 +102,13 @@ class HAAT(SecondOrderAttack):
         return u, rayleigh
 
     def _second_step(self, g: Tensor, u: Tensor, rayleigh: Tensor, alpha: float | Tensor, size: int) -> Tensor:
-        rest = (1,) * (g.dim() - 1)
-        unit = u / ops.lp_norm(u, math.inf).to(u.dtype).view(-1, *rest)
+        unit = u / as_column(ops.lp_norm(u, math.inf).to(u.dtype), g)
         if self.variant == "paper":
-            return self._broadcast(self.eps, g) * math.sqrt(size) * unit
-        along = (g * u).flatten(1).sum(1).view(-1, *rest)
+            return to_multiply(self.eps, "eps", g) * math.sqrt(size) * unit
+        along = as_column((g * u).flatten(1).sum(1), g)
         unit = torch.where(along < 0, -unit, unit)
-        length = self._broadcast(alpha, g, "eps" if self.step_size is None else "step_size")
-        return length * torch.where(rayleigh.view(-1, *rest) < 0, 0.0, unit)
+        length = to_multiply(alpha, "eps" if self.step_size is None else "step_size", g)
+        return length * torch.where(as_column(rayleigh, g) < 0, 0.0, unit)
 
     def passes(self, batch: int = 1) -> Passes:
         each = self.steps * (1 + self.power)

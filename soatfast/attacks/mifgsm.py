@@ -13,7 +13,7 @@ from soatfast import ops
 from soatfast.attacks.base import Attack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import check_number, check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,5 +76,5 @@ class MIFGSM(Attack):
 
 def _of_length_1(g: Tensor) -> Tensor:
     """g/||g||_1 of each sample; 0 where it is zero or not finite."""
-    length = ops.lp_norm(g, 1).to(g.dtype).view(-1, *(1,) * (g.dim() - 1))
+    length = as_column(ops.lp_norm(g, 1).to(g.dtype), g)
     return torch.nan_to_num(g / length, nan=0.0, posinf=0.0, neginf=0.0)

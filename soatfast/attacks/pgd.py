@@ -15,7 +15,7 @@ from soatfast.attacks.base import Attack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.memory.visit import Visit
-from soatfast.ops.arguments import check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_radius, check_steps, to_multiply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,7 @@ class PGD(Attack):
 
     def _start(self, x: Tensor) -> Tensor:
         """A point uniform in the ball, then clamped to the box."""
-        eps = self._broadcast(self.eps, x)
-        rest = (1,) * (x.dim() - 1)
+        eps = to_multiply(self.eps, "eps", x)
         if self.p == math.inf:
             delta = torch.empty_like(x).uniform_(-1, 1, generator=self.generator)
         else:
@@ -133,7 +132,7 @@ class PGD(Attack):
                 direction = torch.empty_like(x).exponential_(generator=self.generator) * sign
             radius = torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=self.generator)
             radius = radius.pow(1 / x[0].numel()) / ops.lp_norm(direction, self.p).to(x.dtype)
-            delta = direction * radius.view(-1, *rest)
+            delta = direction * as_column(radius, x)
         return (x + eps * delta).clamp_(*self.bounds)
 
     def passes(self, batch: int = 1) -> Passes:
@@ -152,6 +151,6 @@ class _Strongest:
 
     def offer(self, x_adv: Tensor, loss: Tensor, fooled: Tensor) -> None:
         better = (fooled & ~self.fooled) | ((fooled == self.fooled) & (loss > self.loss))
-        self.x_adv = torch.where(better.view(-1, *(1,) * (x_adv.dim() - 1)), x_adv, self.x_adv)
+        self.x_adv = torch.where(as_column(better, x_adv), x_adv, self.x_adv)
         self.loss = torch.where(better, loss, self.loss)
         self.fooled = self.fooled | fooled

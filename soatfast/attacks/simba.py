@@ -16,7 +16,7 @@ from soatfast.gradients.objectives import Objective
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import is_half, round_towards, widened
-from soatfast.ops.arguments import check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_radius, check_steps, to_multiply
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class SimBA(Attack):
         basis = _Basis(x, self.basis, self.freq_dims)
         if self.steps > basis.size:
             raise ValueError(f"steps must be at most the {basis.size} directions of the basis, got {self.steps}")
-        self._broadcast(self.eps, x)  # the shapes of eps and step_size are checked before any pass
-        self._broadcast(self.step_size, x, "step_size")
+        to_multiply(self.eps, "eps", x)  # the shapes of eps and step_size are checked before any pass
+        to_multiply(self.step_size, "step_size", x)
         order = torch.rand(len(x), basis.size, device=x.device, generator=self.generator).argsort(1)
         x_adv = x.clamp(*self.bounds)
         best = oracle.loss(x_adv, y)
@@ -134,7 +134,7 @@ class SimBA(Attack):
                 candidate = self._move(x_adv[rows], x[rows], sign * basis.vectors(order[rows, step]), rows)
                 loss = oracle.loss(candidate, y[rows])
                 better = pending[rows] & (loss > best[rows])
-                x_adv[rows] = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), candidate, x_adv[rows])
+                x_adv[rows] = torch.where(as_column(better, x), candidate, x_adv[rows])
                 best[rows] = torch.where(better, loss, best[rows])
                 fooled[rows] = torch.where(better, oracle.fooled(y[rows]), fooled[rows])
                 queries += pending
@@ -142,7 +142,7 @@ class SimBA(Attack):
         return SimBAResult(x_adv, queries, fooled)
 
     def _move(self, x_adv: Tensor, x: Tensor, q: Tensor, rows: Tensor) -> Tensor:
-        moved = x_adv + self._broadcast(_chosen(self.step_size, rows), x) * q
+        moved = x_adv + to_multiply(_chosen(self.step_size, rows), "step_size", x) * q
         return ops.project(moved, x, self.p, _chosen(self.eps, rows), bounds=self.bounds, exact=self.p == 1)
 
     def passes(self, batch: int = 1) -> Passes:

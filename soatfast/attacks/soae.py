@@ -14,7 +14,7 @@ from soatfast import ops
 from soatfast.attacks.second_order import SecondOrderAttack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import check_steps, per_sample
+from soatfast.ops.arguments import as_column, check_steps, per_sample, to_multiply
 from soatfast.solvers import quadratic
 from soatfast.solvers.ggn import gauss_newton
 from soatfast.solvers.hessian import hvp, unit_step
@@ -116,21 +116,20 @@ class SOAE(SecondOrderAttack):
 
     def _move(self, x_t: Tensor, d: Tensor, x: Tensor, reach: float | Tensor) -> Tensor:
         if self.step == "raw":
-            moved = x_t + self._broadcast(reach, x) * d
+            moved = x_t + to_multiply(reach, "eps", x) * d
             return ops.project(moved, x, self.p, self.eps, bounds=self.bounds, exact=self.p == 1)
         k = 1 if self.p == 1 else None
         return ops.pgd_step(x_t, d, x, self.p, self.eps, reach, bounds=self.bounds, exact=self.p == 1, k=k)
 
     def _ascending(self, g: Tensor, d: Tensor) -> Tensor:
         """d, turned where it descends ("newton"), as -d for "literal"; g where d is no direction."""
-        rest = (1,) * (g.dim() - 1)
         flat = d.flatten(1)
         largest = flat.abs().amax(1)
-        usable = (largest.isfinite() & (largest > 0)).view(-1, *rest)
+        usable = as_column(largest.isfinite() & (largest > 0), g)
         if self.variant == "literal":
             d = -d
         elif self.variant == "newton":
-            along = (g.flatten(1) * flat).sum(1).view(-1, *rest)
+            along = as_column((g.flatten(1) * flat).sum(1), g)
             d = d * torch.where(along < 0, -1.0, 1.0)
         return torch.where(usable, d, g)
 

@@ -22,6 +22,7 @@ from soatfast.gradients.checks import check_logits
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops import lp_norm
+from soatfast.ops.arguments import as_column
 from soatfast.runs.table import Column, Table
 
 TOLERANCES = (0.0, 0.1)
@@ -143,7 +144,7 @@ class Noise(PGD):
             point = self._start(x)
             loss = oracle.loss(point, y)
             better = loss > highest
-            best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), point, best)
+            best = torch.where(as_column(better, x), point, best)
             highest = torch.where(better, loss, highest)
         return best
 

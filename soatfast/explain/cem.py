@@ -17,7 +17,7 @@ from soatfast.gradients.objectives import margin
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
-from soatfast.ops.arguments import check_number, check_steps
+from soatfast.ops.arguments import as_column, check_number, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class _CEM:
             def gradient(delta: Tensor, c: Tensor = c) -> Tensor:
                 slope = oracle.gradient(self._image(origin, delta), y)
                 offer(delta)
-                return c.view(-1, *(1,) * (delta.dim() - 1)) * slope
+                return as_column(c, delta) * slope
 
             last = fista(gradient, start, self.steps, self.step_size, self.beta, 1.0, lower, upper)
             oracle.loss(self._image(origin, last), y)
@@ -207,7 +207,7 @@ class _Best:
         flat = delta.flatten(1)
         net = beta * flat.abs().sum(1) + flat.square().sum(1)
         better = success & (net < self.net)
-        self.delta = torch.where(better.view(-1, *(1,) * (delta.dim() - 1)), delta, self.delta)
+        self.delta = torch.where(as_column(better, delta), delta, self.delta)
         self.net = torch.where(better, net, self.net)
         self.success = self.success | success
         # The first ones are of delta = 0.

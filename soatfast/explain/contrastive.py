@@ -13,7 +13,7 @@ from soatfast.explain.explanation import Explanation, Role
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_radius, check_steps
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class ContrastivePair:
 
         def explanation(role: Role) -> Explanation:
             raised = correct if roles(True)[0] == role else ~correct  # whether delta_max has this role
-            image = torch.where(raised.view(-1, *(1,) * (x.dim() - 1)), highest, lowest)
+            image = torch.where(as_column(raised, x), highest, lowest)
             logits = torch.where(raised[:, None], shown[0], shown[1])
             said = logits.argmax(1)
             success = (said == predictions) == (role == "positive")

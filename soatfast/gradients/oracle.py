@@ -16,6 +16,7 @@ from soatfast.gradients.cast_weights import CastWeights, casts_once
 from soatfast.gradients.checks import check_labels, check_logits
 from soatfast.gradients.passes import unwrap
 from soatfast.gradients.recycled import Recycled
+from soatfast.ops.arguments import as_column
 
 Mode = Literal["eval", "train", "keep"]
 
@@ -239,7 +240,7 @@ class InputGradient:
         scale = derivative.abs().amax((0, 1) if mixed else 1, keepdim=True)
         derivative = derivative / torch.where(scale > 0, scale, 1.0)
         (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
-        return grad * scale.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype), seen
+        return grad * as_column(scale, grad).to(grad.dtype), seen
 
     def replay(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
 from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
-from soatfast.ops.arguments import check_number
+from soatfast.ops.arguments import as_column, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class CURE(Regularised):
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         g = gradient_of(losses, x)
         sign = torch.sign(g.detach())
-        length = sign.flatten(1).norm(dim=1).clamp_min(1).view(-1, *(1,) * (x.dim() - 1))
+        length = as_column(sign.flatten(1).norm(dim=1).clamp_min(1), x)
         moved = attached_gradient(oracle.model, x.detach() + self.h * sign / length, y)
         distance = norms(moved - g, 2)
         return self.strength * (distance if self.power == 1 else distance**2)

@@ -15,7 +15,7 @@ from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
 from soatfast.losses.base import sample_losses
 from soatfast.losses.regulariser import Regularised, gradient_of
-from soatfast.ops.arguments import check_number, check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,12 @@ class LLR(Regularised):
 
     def _furthest(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor, g: Tensor) -> Tensor:
         """x + v."""
-        rest = (-1, *(1,) * (x.dim() - 1))
         alpha = self.eps / 4 if self.step_size is None else self.step_size
         moved = self._start._start(x)
         for _ in range(self.steps):
             loss, gradient = oracle(moved, y)
             remainder = loss - losses - ((moved - x) * g).flatten(1).sum(1)
-            ascent = remainder.sign().to(x.dtype).view(rest) * (gradient - g)
+            ascent = as_column(remainder.sign().to(x.dtype), x) * (gradient - g)
             moved = ops.pgd_step(moved, ascent, x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
         return moved
 

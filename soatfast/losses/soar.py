@@ -15,7 +15,7 @@ from soatfast.attacks import PGD
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
-from soatfast.ops.arguments import check_number, check_radius, check_steps, per_sample
+from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps, per_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +118,11 @@ class SOAR(Regularised):
 
     def _product(self, oracle: InputGradient, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
         """||A z||_2 (B,) of a fresh z."""
-        rest = (-1, *(1,) * (x.dim() - 1))
         z = torch.empty_like(x).normal_(generator=self.generator)
         last = torch.empty(len(x), dtype=x.dtype, device=x.device).normal_(generator=self.generator)
-        length = ops.lp_norm(z, 2).to(x.dtype).view(rest)
+        length = as_column(ops.lp_norm(z, 2).to(x.dtype), x)
         moved = attached_gradient(oracle.model, x.detach() + self.h * z / length, y)
-        upper = length / self.h * (moved - g) + last.view(rest) * g
+        upper = length / self.h * (moved - g) + as_column(last, x) * g
         lower = (g * z).flatten(1).sum(1) + last
         return norms(torch.cat([upper.flatten(1), lower.unsqueeze(1)], 1), 2)
 

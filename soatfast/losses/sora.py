@@ -17,7 +17,7 @@ from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.losses.alignment import pert_align
 from soatfast.losses.base import Loss, mean, sample_losses
-from soatfast.ops.arguments import check_number, check_radius
+from soatfast.ops.arguments import check_number, check_radius, to_multiply
 
 
 class SORAState:
@@ -170,12 +170,13 @@ class SORA(Loss):
         else:
             radius = torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=self.generator)
             noise = ops.lmo(torch.empty_like(x).normal_(generator=self.generator), 2, radius)
-        return (x + _rows(self.eps, x) * noise).clamp_(*self.bounds)
+        return (x + to_multiply(self.eps, "eps", x) * noise).clamp_(*self.bounds)
 
     def _step(self, start: Tensor, direction: Tensor) -> Tensor:
         share = (self.gain / (1 - self.state.to(start.device).rho)).clamp(max=1.0)  # rho = 1: inf, hence 1
-        longest = 2 * self.eps if self.max_step is None else self.max_step
-        length = torch.empty_like(start).uniform_(generator=self.generator) * _rows(longest, start)
+        name = "eps" if self.max_step is None else "max_step"
+        longest = to_multiply(2 * self.eps if self.max_step is None else self.max_step, name, start)
+        length = torch.empty_like(start).uniform_(generator=self.generator) * longest
         return (start + share.to(start.dtype) * length * direction).clamp_(*self.bounds)
 
     def _update(self, g: Tensor, h: Tensor, direction: Tensor, factor: Tensor) -> None:
@@ -188,12 +189,3 @@ class SORA(Loss):
     def with_eps(self, eps: float | Tensor) -> SORA:
         """With another radius and the same state; a given max_step stays as it is."""
         return dataclasses.replace(self, eps=eps)
-
-
-def _rows(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """A number or a tensor of one number per sample, shaped to multiply x."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    if len(value) not in (1, len(x)):
-        raise ValueError(f"eps and max_step must be a number or have shape () or ({len(x)},), got {tuple(value.shape)}")
-    return value.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))

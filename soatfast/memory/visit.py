@@ -11,6 +11,7 @@ from torch import Tensor
 from soatfast import ops
 from soatfast.memory.crops import CropFlip
 from soatfast.memory.rows import Rows
+from soatfast.ops.arguments import as_column
 from soatfast.ops.quantise import remember
 
 
@@ -64,7 +65,7 @@ class Visit:
         """Remember delta (B, ...), of norm <= eps, as the batch's perturbation. ValueError for another p."""
         order = self._memory.check_norm(p)
         radius = eps if isinstance(eps, Tensor) else torch.full((), eps, dtype=delta.dtype, device=delta.device)
-        radius = radius.to(delta.dtype).reshape(-1, *(1,) * (delta.dim() - 1))
+        radius = as_column(radius.to(delta.dtype), delta)
         u = torch.where(radius > 0, delta / radius, 0.0).clamp(-1, 1)
         remember(self._values.flatten(1), self._scale, self._index, u.flatten(1), order)
         self._memory.p, self._written = order, True
@@ -110,5 +111,5 @@ class MovedVisit(Visit):
         # the others; int8 then rounds all of them towards 0 again, in steps of the row's new scale.
         u = torch.where(seen, u, self._old)
         if p != math.inf:
-            u = u / ops.lp_norm(u, p).view(-1, *(1,) * (u.dim() - 1)).clamp_min(1)
+            u = u / as_column(ops.lp_norm(u, p), u).clamp_min(1)
         remember(memory.values.flatten(1), memory.scale, self._rows, u.flatten(1).to(memory.device), p)

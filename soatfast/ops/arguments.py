@@ -51,6 +51,20 @@ def per_sample(value: float | Tensor, name: str, like: Tensor) -> tuple[float, T
     return float(value), None
 
 
+def as_column(t: Tensor, like: Tensor) -> Tensor:
+    """One entry a sample, t () or (B,), as (B, 1, ..., 1): what multiplies a batch ``like`` (B, ...)."""
+    return t.view(-1, *(1,) * (like.dim() - 1))
+
+
+def to_multiply(value: float | Tensor, name: str, x: Tensor) -> float | Tensor:
+    """A number, or a tensor of one number per sample, () or (B,), shaped and typed to multiply x (B, ...)."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() and len(value) not in (1, len(x)):
+        raise ValueError(f"{name} must be a number or have shape () or ({len(x)},), got {tuple(value.shape)}")
+    return as_column(value.to(x.dtype), x) if value.dim() else value.to(x.dtype)
+
+
 def box(bounds: tuple[float, float]) -> tuple[float, float]:
     lower, upper = bounds
     if not lower < upper:

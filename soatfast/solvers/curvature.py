@@ -10,6 +10,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.gradients.oracle import InputGradient
+from soatfast.ops.arguments import as_column
 from soatfast.solvers.hessian import Scheme, hvp, unit_step
 from soatfast.solvers.krylov import arnoldi
 from soatfast.solvers.spaces import Difference
@@ -104,7 +105,7 @@ def top_eigenpair(
 
 def _power(oracle: InputGradient, x: Tensor, y: Tensor, u: Tensor, steps: int, h: float | None) -> Eigenpair:
     h = unit_step(x.dtype, x[0].numel()) if h is None else h
-    u = u / ops.lp_norm(u, 2).to(u.dtype).view(-1, *(1,) * (u.dim() - 1))
+    u = u / as_column(ops.lp_norm(u, 2).to(u.dtype), u)
     g = oracle.gradient(x, y)
     probe, value, norm = x + h * u, None, None
     before = u

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.gradients.oracle import InputGradient
+from soatfast.ops.arguments import as_column
 
 Scheme = Literal["fe", "cd", "exact"]
 
@@ -74,7 +75,7 @@ def hvp(
     if h is not None and not 0 < h < math.inf:
         raise ValueError(f"h must be finite and > 0, got {h!r}")
     if h is None:
-        scale = automatic_step(v).to(v.dtype).view(-1, *(1,) * (v.dim() - 1))
+        scale = as_column(automatic_step(v).to(v.dtype), v)
         return hvp(oracle, x, y, scale * v, scheme=scheme, h=1.0, g0=g0) / scale
     if scheme == "cd":
         gradients = oracle.gradient(torch.cat([x.add(v, alpha=h), x.sub(v, alpha=h)]), torch.cat([y, y]))

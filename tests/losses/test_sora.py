@@ -176,7 +176,7 @@ def test_per_sample_radius_ramp_and_state():
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     loss.with_eps(torch.tensor([0.0, 0.1, 0.2]))(model, x, y)
     assert torch.equal(seen[1][0], x[0])
-    with pytest.raises(ValueError, match=r"eps and max_step must be .* shape \(\) or \(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"eps must be .* shape \(\) or \(3,\), got \(2,\)"):
         loss.with_eps(torch.tensor([0.1, 0.2]))(model, x, y)
     with pytest.raises(NotImplementedError, match="SORA has no attack steps"):
         loss.with_steps(2)

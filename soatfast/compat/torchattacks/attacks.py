@@ -13,6 +13,7 @@ from soatfast import attacks
 from soatfast.attacks.base import Model
 from soatfast.compat.torchattacks.attack import Attack, Labels, Logits
 from soatfast.gradients.oracle import InputGradient
+from soatfast.ops.arguments import as_column
 
 
 class _Summed(InputGradient):
@@ -247,7 +248,7 @@ class PGDL2(_Targetable):
     def _ball(self, images: Tensor) -> Tensor:
         """torchattacks' start: a random direction, and a length uniform in [0, eps]."""
         noise = torch.empty_like(images).normal_()
-        length = noise.flatten(1).norm(p=2, dim=1).view(-1, *(1,) * (images.dim() - 1))
+        length = as_column(noise.flatten(1).norm(p=2, dim=1), images)
         factor = torch.zeros_like(length).uniform_(0, 1) / length * self.eps
         return (images + factor * noise).clamp(0, 1)
 
