@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import InputGradient
-from soatfast.ops.arguments import check_radius
+from soatfast.ops.arguments import check_fields, check_radius, norm_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class AutoAttack:
     targeted = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_radius(self.eps)
         if self.p not in (2, math.inf):
             raise ValueError(f"AutoAttack knows p = 2 and math.inf, got {self.p!r}")
@@ -55,7 +56,7 @@ class AutoAttack:
         check_batch(x, y, (0.0, 1.0))
         if len(x) == 0:
             return x.detach().clone()
-        norm = "L2" if self.p == 2 else "Linf"
+        norm = norm_name(self.p)
         # torchattacks would compute the parameters' gradients too: in the oracle's block they need none.
         with InputGradient(model) as oracle, torch.enable_grad():
             attack = torchattacks.AutoAttack(oracle.model, norm, self.eps, n_classes=self.classes, seed=self.seed)

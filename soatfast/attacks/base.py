@@ -18,7 +18,7 @@ from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import is_half, round_towards, widened
 from soatfast.memory.store import PerturbationMemory
 from soatfast.memory.visit import Visit
-from soatfast.ops.arguments import check_radius
+from soatfast.ops.arguments import check_fields, check_radius, norm_order
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 AttackType = TypeVar("AttackType", bound="Attack")
@@ -49,9 +49,9 @@ class Attack:
     engine: str = "eager"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_radius(self.eps)
-        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not self.p >= 1:
-            raise ValueError(f"p must be a number >= 1 or math.inf, got {self.p!r}")
+        norm_order(self.p)
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         resolve(self.objective)

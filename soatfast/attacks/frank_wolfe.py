@@ -16,7 +16,7 @@ from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.memory.visit import Visit
 from soatfast.ops import Init
-from soatfast.ops.arguments import check_number, check_steps
+from soatfast.ops.arguments import check_between, check_number, check_steps
 from soatfast.solvers.hessian import Scheme
 
 _PAPER_H = 1.05
@@ -88,12 +88,10 @@ class FrankWolfe(Attack):
             raise ValueError(f'init must be "scaled", "lmo" or "raw", got {self.init!r}')
         if self.in_box and self.p != math.inf:
             raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {self.p!r}")
-        for name in ("h", "gamma"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise TypeError(f"{name} must be a number or None, got {type(value).__name__}")
-        if self.h is not None and not 0 < self.h < math.inf:
-            raise ValueError(f"h must be finite and > 0, got {self.h!r}")
+        if self.h is not None:
+            check_number(self.h, "h", expected="a number or None")
+        if self.gamma is not None:
+            check_between(self.gamma, "gamma", 0, 1)
         if self.h is not None and self.h < _SHORTEST_HALF and parse(self.engine).precision is not None:
             raise ValueError(f"engine {self.engine!r} needs h >= {_SHORTEST_HALF}, got {self.h!r}: use full precision")
         if self.tol is not None:
@@ -103,8 +101,6 @@ class FrankWolfe(Attack):
                     f'tol takes scheme="fe", and neither mode="train" nor an engine with "graph", got {self.scheme!r}, '
                     f"{self.mode!r} and {self.engine!r}"
                 )
-        if self.gamma is not None and not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must be in [0, 1], got {self.gamma!r}")
 
     def check_replay(self) -> None:
         if self.tol is not None:

@@ -13,7 +13,7 @@ from soatfast import ops
 from soatfast.attacks.second_order import SecondOrderAttack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import as_column, check_radius, check_steps, to_multiply
+from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps, to_multiply
 from soatfast.solvers.hessian import unit_step
 
 _PAPER_H = 1e-6
@@ -70,8 +70,8 @@ class HAAT(SecondOrderAttack):
             check_radius(self.step_size, "step_size")
         if self.variant not in ("resolved", "paper"):
             raise ValueError(f'variant must be "resolved" or "paper", got {self.variant!r}')
-        if self.h is not None and not 0 < self.h < math.inf:
-            raise ValueError(f"h must be finite and > 0, got {self.h!r}")
+        if self.h is not None:
+            check_number(self.h, "h")
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         size = x[0].numel()

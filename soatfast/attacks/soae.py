@@ -14,7 +14,7 @@ from soatfast import ops
 from soatfast.attacks.second_order import SecondOrderAttack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import as_column, check_steps, per_sample, to_multiply
+from soatfast.ops.arguments import as_column, check_number, check_steps, per_sample, to_multiply
 from soatfast.solvers import quadratic
 from soatfast.solvers.ggn import gauss_newton
 from soatfast.solvers.hessian import hvp, unit_step
@@ -99,10 +99,10 @@ class SOAE(SecondOrderAttack):
             check_steps(self.check_every, "check_every")
         for name in ("rtol", "rcond"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
-        if self.h is not None and not 0 < self.h < math.inf:
-            raise ValueError(f"h must be finite and > 0, got {self.h!r}")
+            if value is not None:
+                check_number(value, name, above=False)
+        if self.h is not None:
+            check_number(self.h, "h")
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         per_sample(self.eps, "eps", x)  # its shape is checked before any pass

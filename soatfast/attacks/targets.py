@@ -99,9 +99,7 @@ def random_other(y: Tensor, classes: int, *, generator: torch.Generator | None =
 
 
 def check_classes(classes: int) -> None:
-    check_steps(classes, "classes")
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2, got {classes}")
+    check_steps(classes, "classes", least=2)
 
 
 def check_rule(rule: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from soatfast.attacks import Attack
 from soatfast.evaluate.quality import Quality, quality_of_changed
-from soatfast.evaluate.watch import Standing, Watch, can_watch, norm_order
+from soatfast.evaluate.watch import Standing, Watch, can_watch, norm_of
 from soatfast.gradients.checks import check_logits
 from soatfast.gradients.passes import Passes, count_passes
 from soatfast.ops import lp_norm
@@ -118,7 +118,7 @@ def _final(model: nn.Module, attack: Runnable, x: Tensor, y: Tensor, now: Standi
     chosen = rows[kept]
     now.logits[chosen] = logits[kept].to(now.logits.dtype)
     delta = (x_adv - x[rows])[kept]
-    now.norm[chosen] = lp_norm(delta, norm_order(attack)).to(now.norm.dtype)
+    now.norm[chosen] = lp_norm(delta, norm_of(attack)).to(now.norm.dtype)
     now.example[chosen] = x_adv[kept].to(x.dtype)
     now.correct[chosen] = logits[kept].argmax(1) == y[chosen]
 

@@ -16,7 +16,7 @@ from soatfast.attacks import FGSM, PGD
 from soatfast.evaluate.accuracies import Samples, batches, gather
 from soatfast.evaluate.batch import Runnable, seeded
 from soatfast.evaluate.suites import cell_seed, evaluating, suite
-from soatfast.evaluate.watch import norm_order
+from soatfast.evaluate.watch import norm_of
 from soatfast.gradients import objectives
 from soatfast.gradients.checks import check_logits
 from soatfast.gradients.oracle import InputGradient
@@ -58,7 +58,7 @@ def final_margins(
                 logits = model(x_adv)
             check_logits(logits, len(x))
             margins.append(-objectives.margin(logits, y).cpu().double())
-            norms.append(lp_norm(x_adv - x, norm_order(attack)).cpu().double())
+            norms.append(lp_norm(x_adv - x, norm_of(attack)).cpu().double())
     return Margins(torch.cat(margins).numpy(), torch.cat(norms).numpy())
 
 

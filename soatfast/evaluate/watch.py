@@ -162,7 +162,7 @@ def _norm(delta: Tensor, p: float) -> Tensor:
     return ops.lp_norm(delta, p)
 
 
-def norm_order(attack: Any) -> float:
+def norm_of(attack: Any) -> float:
     """p of the norm that an attack's records hold: its own, or inf for a plain function."""
     from soatfast.attacks.autoattack import AutoAttack
 

@@ -17,7 +17,7 @@ from soatfast.gradients.objectives import margin
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
-from soatfast.ops.arguments import as_column, check_number, check_steps
+from soatfast.ops.arguments import as_column, check_fields, check_number, check_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class _CEM:
     engine: str = "eager"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("kappa", "beta"):
             check_number(getattr(self, name), name, above=False)
         for name in ("c", "step_size"):

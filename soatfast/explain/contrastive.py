@@ -13,7 +13,7 @@ from soatfast.explain.explanation import Explanation, Role
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import as_column, check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_fields, check_radius, check_steps
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class ContrastivePair:
     engine: str = "eager"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_radius(self.eps)
         check_steps(self.steps)
         self._attack(False)  # checks the rest

@@ -14,7 +14,7 @@ from soatfast.gradients.objectives import Objective
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
-from soatfast.ops.arguments import check_number, check_steps
+from soatfast.ops.arguments import check_fields, check_number, check_steps
 
 Kind = Literal["signed", "absolute", "input"]
 _KINDS = ("signed", "absolute", "input")
@@ -29,6 +29,7 @@ class _Map:
     engine: str = "eager"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         self.oracle(torch.nn.Identity())  # objective, mode and engine have one place where they are checked

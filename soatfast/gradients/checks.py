@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from soatfast.ops.arguments import check_range
+from soatfast.ops.arguments import check_range, dtype_or_kind
 
 
 def check_logits(logits: object, samples: int) -> None:
@@ -32,9 +32,9 @@ _BOX_TOLERANCE = 1e-6
 def check_batch(x: Tensor, y: Tensor, bounds: tuple[float, float]) -> None:
     """Everything that can be wrong with a batch, once per call; values asynchronously on CUDA."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        raise TypeError(f"x must be a floating tensor, got {dtype_or_kind(x)}")
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise TypeError(f"y must be a tensor of integer labels, got {getattr(y, 'dtype', type(y).__name__)}")
+        raise TypeError(f"y must be a tensor of integer labels, got {dtype_or_kind(y)}")
     if x.dim() < 2:
         raise ValueError(f"x must be a batch of shape (B, ...), got shape {tuple(x.shape)}")
     if y.dim() != 1 or len(y) != len(x):

@@ -46,6 +46,7 @@ class AdversarialTraining(Loss):
     memory: PerturbationMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.attack, Attack):
             raise TypeError(f"attack must be one of soatfast.attacks, got {type(self.attack).__name__}")
         check_memory(self.memory, self.attack)

@@ -14,6 +14,7 @@ from soatfast.gradients.objectives import cross_entropy
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
 from soatfast.memory.store import PerturbationMemory
+from soatfast.ops.arguments import check_fields
 
 LossType = TypeVar("LossType", bound="Loss")
 
@@ -28,6 +29,9 @@ class Loss:
     The training forwards run in the mode and through the wrapper (DistributedDataParallel, autocast) that the caller
     gives; an attack inside runs in its own mode and leaves the model as it was.
     """
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise NotImplementedError

@@ -16,7 +16,7 @@ from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
 from soatfast.losses.base import training_logits
 from soatfast.losses.regulariser import Regularised, gradient_of, norms
-from soatfast.ops.arguments import check_number, check_radius, per_sample
+from soatfast.ops.arguments import check_number, check_radius, norm_order, per_sample
 
 _TULIP_H = 0.01
 
@@ -77,8 +77,7 @@ class InputGradientPenalty(Regularised):
         if self.variant not in ("squared", "dual", "difference"):
             raise ValueError(f'variant must be "squared", "dual" or "difference", got {self.variant!r}')
         check_number(self.strength, "strength", above=False)
-        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)) or not self.p >= 1:
-            raise ValueError(f"p must be a number >= 1 or math.inf, got {self.p!r}")
+        norm_order(self.p)
         if self.variant == "dual" and self.eps is None:
             raise ValueError('variant "dual" needs eps, the radius of the ball, got None')
         for name, owner in (("eps", "dual"), ("h", "difference")):

@@ -80,6 +80,7 @@ class MART(Loss):
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number(self.beta, "beta", above=False)
         check_number(self.noise, "noise", above=False)
         _ = self.attack  # which checks the rest

@@ -41,6 +41,7 @@ class Regularised(Loss):
     mode: Mode = "eval"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         InputGradient(nn.Identity(), mode=self.mode)  # the one place where mode is checked
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class SCORPIO(Loss):
     memory: PerturbationMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number(self.strength, "strength")
         check_memory(self.memory, self.attack)  # making the attack checks the rest
 

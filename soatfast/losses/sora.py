@@ -17,7 +17,7 @@ from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.losses.alignment import pert_align
 from soatfast.losses.base import Loss, mean, sample_losses
-from soatfast.ops.arguments import check_number, check_radius, to_multiply
+from soatfast.ops.arguments import check_between, check_number, check_radius, to_multiply
 
 
 class SORAState:
@@ -44,10 +44,7 @@ class SORAState:
 
     def __init__(self, start: float = 0.99, decay: float = 0.95) -> None:
         for name, value, low in (("start", start, -1), ("decay", decay, 0)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-            if not low <= value <= 1:
-                raise ValueError(f"{name} must lie in [{low}, 1], got {value!r}")
+            check_between(value, name, low, 1)
         if decay == 1:
             raise ValueError("decay must be less than 1, got 1")
         self.start, self.decay = float(start), float(decay)
@@ -136,6 +133,7 @@ class SORA(Loss):
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Attack(eps=self.eps, p=self.p, bounds=self.bounds, mode=self.mode)  # has the checks of these
         if self.p not in (2, math.inf):
             raise ValueError(f"p must be 2 or math.inf for SORA, got {self.p!r}")

@@ -65,6 +65,7 @@ class STN(Loss):
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.noise not in ("gauss", "asod"):
             raise ValueError(f'noise must be "gauss" or "asod", got {self.noise!r}')
         check_number(self.strength, "strength", above=False)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soatfast.ops.arguments import check_fields, check_steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class CropFlip:
@@ -39,12 +41,8 @@ class CropFlip:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.padding, bool) or not isinstance(self.padding, int):
-            raise TypeError(f"padding must be a whole number, got {self.padding!r}")
-        if not isinstance(self.flip, bool):
-            raise TypeError(f"flip must be True or False, got {self.flip!r}")
-        if self.padding < 0:
-            raise ValueError(f"padding must be at least 0, got {self.padding}")
+        check_fields(self)
+        check_steps(self.padding, "padding", least=0)
         if self.padding == 0 and not self.flip:
             raise ValueError("nothing to do with padding 0 and without flip; leave the augmentation out")
 

@@ -17,7 +17,7 @@ from soatfast.memory.on_disk import mapped
 from soatfast.memory.rows import DTYPES, Rows
 from soatfast.memory.shards import shard_range
 from soatfast.memory.visit import CopiedVisit, MovedVisit, Visit
-from soatfast.ops.arguments import check
+from soatfast.ops.arguments import check, check_steps
 
 
 class PerturbationMemory(Rows):
@@ -64,8 +64,7 @@ class PerturbationMemory(Rows):
         rank: int = 0,
         world: int = 1,
     ):
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
+        samples = check_steps(samples, "samples")
         if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
             raise ValueError(f"shape must be the positive sizes of one sample, such as (3, 32, 32), got {shape!r}")
         if dtype not in DTYPES:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +16,86 @@ from soatfast.ops.constants import accumulate_dtype
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+def kind(value: object) -> str:
+    """The type of what came, for an error's line; a NumPy array is told how it becomes a tensor."""
+    name = type(value).__name__
+    return "a NumPy array, which torch.from_numpy makes a tensor" if name == "ndarray" else name
+
+
+def dtype_or_kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else kind(value)
+
+
+def number(value: Any, name: str, expected: str = "a number") -> float:
+    """value as Python's float or int; NumPy's scalars are numbers, a bool is none.
+
+    >>> import numpy
+    >>> number(numpy.int64(3), "steps"), number(numpy.float64(0.5), "h")
+    (3, 0.5)
+    """
+    if type(value) is float or type(value) is int:  # first: this is paid between any two passes of an attack
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be {expected}, got {kind(value)}")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def check_number(value: Any, name: str, above: bool = True, expected: str = "a number") -> float:
+    """The value as a float. Raise unless it is a finite number > 0, or, with above=False, >= 0."""
+    if not 0 <= number(value, name, expected) < math.inf or (above and value == 0):
+        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
+    return float(value)
+
+
+def check_between(value: Any, name: str, low: float, high: float) -> float:
+    """The value as a float. Raise unless it is a number in [low, high]."""
+    if not low <= number(value, name) <= high:
+        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}], got {value!r}")
+    return float(value)
+
+
+def finite_number(value: Any, name: str) -> float:
+    if not -math.inf < number(value, name) < math.inf:
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
+def whole_number(value: Any, name: str) -> int:
+    """value as Python's int; NumPy's integers are whole numbers, a bool and 2.0 are none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    return int(value)
+
+
+def check_steps(value: Any, name: str = "steps", least: int = 1) -> int:
+    if whole_number(value, name) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return int(value)
+
+
+def check_flag(value: object, name: str) -> None:
+    """Raise unless value is True or False: the string "False" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_fields(config: Any) -> None:
+    """What holds for the fields of any frozen dataclass: flags are flags, and NumPy's scalars become Python's."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(field.default, bool):
+            check_flag(value, field.name)
+        elif isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
+            object.__setattr__(config, field.name, number(value, field.name))
+
+
 def norm_order(p: float, general: bool = True) -> float:
     """p as the kernels take it: 1, 2, inf or another number in [1.01, 1000).
 
     p in (1, 1.01) is treated as 1 and p >= 1000 as inf: nearer to those ends the powers |g|^(1/(p-1)) underflow and the
     step is the limit's to float32 accuracy.
     """
-    if not isinstance(p, (int, float)) or isinstance(p, bool):
-        raise TypeError(f"p must be a number >= 1 or math.inf, got {p!r}")
-    if not p >= 1:
+    if not number(p, "p", "a number >= 1 or math.inf") >= 1:
         raise ValueError(f"p must be a number >= 1 or math.inf, got {p!r}")
     if p >= 1e3:
         return math.inf
@@ -33,22 +106,41 @@ def norm_order(p: float, general: bool = True) -> float:
     return float(p)
 
 
+def norm_name(p: float) -> str:
+    """The norm in the words of tables and titles.
+
+    >>> norm_name(math.inf), norm_name(2), norm_name(1.5)
+    ('Linf', 'L2', 'L1.5')
+    """
+    return "Linf" if p == math.inf else f"L{p:g}"
+
+
 def per_sample(value: float | Tensor, name: str, like: Tensor) -> tuple[float, Tensor | None]:
     """A non-negative number, or a tensor of one number per sample: () or (B,), in the kernels' accumulation dtype."""
-    if isinstance(value, Tensor):
-        if value.dim() > 1 or value.numel() not in (1, like.shape[0]) or not value.is_floating_point():
-            raise ValueError(
-                f"{name} must be a number or a floating tensor of shape () or ({like.shape[0]},), "
-                f"got {value.dtype} of shape {tuple(value.shape)}"
-            )
-        if value.device != like.device:
-            raise ValueError(f"{name} is on {value.device}, expected {like.device}")
-        return 0.0, value.detach().reshape(-1).to(accumulate_dtype(like.dtype)).contiguous()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
-    return float(value), None
+    if not isinstance(value, Tensor):
+        return check_number(value, name, above=False, expected="a number or a tensor"), None
+    _check_shape(value, name, like.shape[0])
+    if value.device != like.device:
+        raise ValueError(f"{name} is on {value.device}, expected {like.device}")
+    return 0.0, value.detach().reshape(-1).to(accumulate_dtype(like.dtype)).contiguous()
+
+
+def check_radius(value: Any, name: str = "eps") -> None:
+    """Raise unless value is what :func:`per_sample` takes for some batch; entries of a tensor are looked at too."""
+    if not isinstance(value, Tensor):
+        check_number(value, name, above=False, expected="a number or a tensor")
+        return
+    _check_shape(value, name)
+    if value.numel():
+        check((value >= 0).all() & value.isfinite().all(), lambda: f"{name} must be finite and >= 0, got {value}")
+
+
+def _check_shape(t: Tensor, name: str, batch: int | None = None) -> None:
+    if t.dim() > 1 or not t.is_floating_point() or (batch is not None and t.numel() not in (1, batch)):
+        raise ValueError(
+            f"{name} must be a number or a floating tensor of shape () or ({'B' if batch is None else batch},), "
+            f"got {t.dtype} of shape {tuple(t.shape)}"
+        )
 
 
 def as_column(t: Tensor, like: Tensor) -> Tensor:
@@ -77,7 +169,7 @@ class Layout:
 
     def __init__(self, like: Tensor):
         if not isinstance(like, Tensor) or not like.is_floating_point():
-            raise TypeError(f"expected a floating tensor, got {getattr(like, 'dtype', type(like).__name__)}")
+            raise TypeError(f"expected a floating tensor, got {dtype_or_kind(like)}")
         if like.dim() < 2:
             raise ValueError(f"expected a batch of shape (B, ...), got shape {tuple(like.shape)}")
         self.sample = like.shape[1:]
@@ -127,32 +219,16 @@ def boxed_order(p: float, in_box: bool) -> float:
 def labelled(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, K), K >= 2, without their graph, and labels (B,) as int64; the labels' range is not looked at."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(f"logits must be a floating tensor, got {getattr(logits, 'dtype', type(logits).__name__)}")
+        raise TypeError(f"logits must be a floating tensor, got {dtype_or_kind(logits)}")
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"logits must have shape (B, K) with K >= 2, got {tuple(logits.shape)}")
     if not isinstance(y, Tensor) or y.dtype not in _WHOLE:
-        raise TypeError(f"y must be a tensor of integers, got {getattr(y, 'dtype', type(y).__name__)}")
+        raise TypeError(f"y must be a tensor of integers, got {dtype_or_kind(y)}")
     if y.shape != logits.shape[:1]:
         raise ValueError(f"y must have shape ({logits.shape[0]},), one label a row, got {tuple(y.shape)}")
     if y.device != logits.device:
         raise ValueError(f"y is on {y.device}, expected {logits.device}")
     return logits.detach(), y if y.dtype == torch.int64 else y.to(torch.int64)
-
-
-def finite_number(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return float(value)
-
-
-def positive_step(h: float) -> float:
-    if isinstance(h, bool) or not isinstance(h, (int, float)):
-        raise TypeError(f"h must be a number, got {type(h).__name__}")
-    if not 0 < h < math.inf:
-        raise ValueError(f"h must be finite and > 0, got {h!r}")
-    return float(h)
 
 
 def check_range(t: Tensor, lower: float, upper: float, message: Callable[[float, float], str]) -> None:
@@ -172,34 +248,3 @@ def check(condition: Tensor, message: Callable[[], str]) -> None:
         torch._assert_async(condition, "soatfast: invalid labels or inputs (run on the CPU for the full message)")
     elif not condition.item():
         raise ValueError(message())
-
-
-def check_radius(eps: Any, name: str = "eps") -> None:
-    if isinstance(eps, Tensor):
-        if eps.dim() > 1 or not eps.is_floating_point():
-            raise ValueError(
-                f"{name} must be a number or a floating tensor of shape () or (B,), got {eps.dtype} of "
-                f"shape {tuple(eps.shape)}"
-            )
-        if eps.numel():
-            check((eps >= 0).all() & eps.isfinite().all(), lambda: f"{name} must be finite and >= 0, got {eps}")
-        return
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{name} must be finite and >= 0, got {eps!r}")
-
-
-def check_number(value: object, name: str, above: bool = True) -> None:
-    """Raise unless value is a finite number > 0, or, with above=False, >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < math.inf or (above and value == 0):
-        raise ValueError(f"{name} must be finite and {'>' if above else '>='} 0, got {value!r}")
-
-
-def check_steps(steps: Any, name: str = "steps") -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"{name} must be a whole number, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"{name} must be at least 1, got {steps!r}")

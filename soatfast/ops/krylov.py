@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from soatfast.ops.arguments import dtype_or_kind
 from soatfast.ops.dispatch import kernel
 
 _WHOLE = ("iterations", "status")
@@ -26,7 +27,7 @@ def _checked(like: Tensor, shapes: Mapping[str, tuple[Tensor, tuple[int, ...]]])
     for name, (t, shape) in shapes.items():
         dtype = torch.int32 if name in _WHOLE else like.dtype
         if not isinstance(t, Tensor) or t.dtype != dtype:
-            raise TypeError(f"{name} must be a tensor of {dtype}, got {getattr(t, 'dtype', type(t).__name__)}")
+            raise TypeError(f"{name} must be a tensor of {dtype}, got {dtype_or_kind(t)}")
         if t.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(t.shape)}")
         if t.device != like.device:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from soatfast.ops import contract
-from soatfast.ops.arguments import Layout, box, boxed_order, per_sample
+from soatfast.ops.arguments import Layout, box, boxed_order, check_between, dtype_or_kind, per_sample
 from soatfast.ops.dispatch import kernel
 
 
@@ -19,7 +19,7 @@ def _replayed(
     if not isinstance(memory, Tensor) or memory.dtype not in contract.MEMORY_DTYPES:
         raise TypeError(f"memory must be float32, bfloat16 or int8, got {getattr(memory, 'dtype', type(memory))}")
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"x must be a float32 or float64 batch, got {getattr(x, 'dtype', type(x).__name__)}")
+        raise TypeError(f"x must be a float32 or float64 batch, got {dtype_or_kind(x)}")
     if memory.dim() != x.dim() or memory.dim() < 2 or memory.shape[1:] != x.shape[1:]:
         raise ValueError(f"memory and x must agree behind the first dimension, got {memory.shape} and {x.shape}")
     if not memory.is_contiguous():
@@ -118,8 +118,7 @@ def replay_step(
     >>> memory[1]
     tensor([ 0.5000, -0.5000])
     """
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be a number in [0, 1], got {gamma!r}")
+    gamma = check_between(gamma, "gamma", 0, 1)
     memory_rows, scale, index, x_rows = _replayed(memory, index, x, scale)
     if g.shape != x.shape or g.dtype != x.dtype or g.device != x.device:
         raise ValueError(f"g must be as x, {x.dtype} {tuple(x.shape)} on {x.device}, got {g.dtype} {tuple(g.shape)}")

@@ -12,11 +12,11 @@ from soatfast.ops.arguments import (
     Layout,
     box,
     boxed_order,
+    check_number,
     finite_number,
     labelled,
     norm_order,
     per_sample,
-    positive_step,
 )
 from soatfast.ops.constants import INIT_LMO, INIT_RAW, INIT_SCALED
 from soatfast.ops.dispatch import kernel
@@ -108,8 +108,8 @@ def frank_wolfe_init(
     order = boxed_order(p, in_box)
     lower, upper = box(bounds) if in_box else (-math.inf, math.inf)
     rows = layout.rows(g0, "g0"), layout.rows(x, "x")
-    start = _INIT[init]
-    v, probe = kernel("frank_wolfe_init")(*rows, order, number, tensor, start, positive_step(h), central, lower, upper)
+    start, h = _INIT[init], check_number(h, "h")
+    v, probe = kernel("frank_wolfe_init")(*rows, order, number, tensor, start, h, central, lower, upper)
     return layout.restore(v), layout.restore(probe)
 
 
@@ -176,7 +176,7 @@ def frank_wolfe_step(
         number,
         tensor,
         float(gamma),
-        positive_step(h),
+        check_number(h, "h"),
         central,
         last,
         *box(bounds),
@@ -325,7 +325,7 @@ def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[
     """
     layout = Layout(x)
     rows = (layout.rows(g0, "g0"), layout.rows(g1, "g1"), layout.rows(u, "u"), layout.rows(x, "x"))
-    fresh, probe, rayleigh, norm = kernel("power_step")(*rows, positive_step(h))
+    fresh, probe, rayleigh, norm = kernel("power_step")(*rows, check_number(h, "h"))
     return layout.restore(fresh), layout.restore(probe), rayleigh, norm
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.gradients.oracle import InputGradient
-from soatfast.ops.arguments import as_column
+from soatfast.ops.arguments import as_column, check_number
 
 Scheme = Literal["fe", "cd", "exact"]
 
@@ -72,8 +72,8 @@ def hvp(
         return oracle.differentiable(x, y)[2](v)
     if scheme not in ("fe", "cd"):
         raise ValueError(f'scheme must be "fe", "cd" or "exact", got {scheme!r}')
-    if h is not None and not 0 < h < math.inf:
-        raise ValueError(f"h must be finite and > 0, got {h!r}")
+    if h is not None:
+        h = check_number(h, "h")
     if h is None:
         scale = as_column(automatic_step(v).to(v.dtype), v)
         return hvp(oracle, x, y, scale * v, scheme=scheme, h=1.0, g0=g0) / scale

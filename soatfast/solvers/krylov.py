@@ -18,7 +18,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.ops import constants
-from soatfast.ops.arguments import Layout
+from soatfast.ops.arguments import Layout, check_number, check_steps, whole_number
 from soatfast.solvers.spaces import Basis, Space, product_of
 
 _RCOND = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -117,15 +117,9 @@ def gmres(
     """
     layout = _check(b, max_dim)
     for name, value in (("rtol", rtol), ("atol", atol), ("rcond", 0.0 if rcond is None else rcond)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+        check_number(value, name, above=False)
     for name, count in (("restarts", restarts), ("check_every", 1 if check_every is None else check_every)):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"{name} must be a whole number, got {count!r}")
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count!r}")
+        check_steps(count, name)
     if stop not in ("residual", "subdiag"):
         raise ValueError(f'stop must be "residual" or "subdiag", got {stop!r}')
     product = product_of(matvec, layout, compact)
@@ -254,9 +248,7 @@ def _check(b: Tensor, max_dim: int) -> Layout:
         raise TypeError(
             f"b must be float32 or float64, got {b.dtype}: a Krylov basis does not stay orthogonal in half precision"
         )
-    if isinstance(max_dim, bool) or not isinstance(max_dim, int):
-        raise TypeError(f"max_dim must be a whole number, got {max_dim!r}")
     size = math.prod(layout.sample)
-    if not 1 <= max_dim <= size:
+    if not 1 <= whole_number(max_dim, "max_dim") <= size:
         raise ValueError(f"max_dim must lie in 1..{size}, the entries of a sample, got {max_dim!r}")
     return layout

@@ -6,10 +6,10 @@ c = V^T g and T = V^T H V. k is small, so everything is done through eigh, in fl
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from soatfast.ops.arguments import check_number
 
 _NEWTON = 14  # two more than problems over 12 orders of magnitude in 1 to 50 dimensions need to the last bit
 
@@ -79,8 +79,7 @@ def newton(t: Tensor, c: Tensor, rcond: float = 1e-10) -> Tensor:
     >>> newton(torch.diag(torch.tensor([2.0, 0.0])).unsqueeze(0), torch.tensor([[1.0, 1.0]]))
     tensor([[0.5000, 0.0000]])
     """
-    if not 0 <= rcond < math.inf:
-        raise ValueError(f"rcond must be finite and >= 0, got {rcond!r}")
+    check_number(rcond, "rcond", above=False)
     values, vectors = torch.linalg.eigh((t + t.transpose(1, 2)).double() / 2)
     used = values.abs() > rcond * values.abs().amax(1, keepdim=True)
     a = (vectors.transpose(1, 2) @ c.double().unsqueeze(2)).squeeze(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.ops import constants
-from soatfast.ops.arguments import Layout
+from soatfast.ops.arguments import Layout, check_number
 from soatfast.ops.dispatch import kernel
 
 _SMALL = 2**25  # bytes
@@ -43,8 +42,7 @@ class Difference:
     h: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.h < math.inf:
-            raise ValueError(f"h must be finite and > 0, got {self.h!r}")
+        check_number(self.h, "h")
 
     def __call__(self, v: Tensor) -> Tensor:
         return (self.gradient(self.x.add(v, alpha=self.h)) - self.g0).div_(self.h)

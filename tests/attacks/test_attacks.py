@@ -244,7 +244,7 @@ CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, SimBA, TargetedPGD]
         ({"eps": torch.tensor([[0.1]])}, ValueError, r"eps must be a number or a floating tensor of shape"),
         ({"eps": torch.tensor([0.1, -1.0])}, ValueError, "eps must be finite and >= 0"),
         ({"p": 0.5}, ValueError, "p must be a number >= 1 or math.inf, got 0.5"),
-        ({"p": "inf"}, ValueError, "p must be a number >= 1"),
+        ({"p": "inf"}, TypeError, "p must be a number >= 1"),
         ({"bounds": (1.0, 0.0)}, ValueError, "bounds must be"),
         ({"objective": "kl"}, ValueError, "objective must be one of"),
         ({"mode": "test"}, ValueError, "mode must be"),
@@ -298,7 +298,7 @@ def test_a_box_with_one_end_is_checked_there(bounds):
 
 
 BAD_BATCHES = [
-    (lambda x, y: (x.numpy(), y), TypeError, "x must be a floating tensor, got float64"),
+    (lambda x, y: (x.numpy(), y), TypeError, "x must be a floating tensor, got a NumPy array, which torch.from_numpy"),
     (lambda x, y: ((255 * x).to(torch.uint8), y), TypeError, "x must be a floating tensor, got torch.uint8"),
     (lambda x, y: (x, y.double()), TypeError, "y must be a tensor of integer labels, got torch.float64"),
     (lambda x, y: (x, y.tolist()), TypeError, "y must be a tensor of integer labels, got list"),

@@ -14,7 +14,7 @@ from soatfast.attacks import targets
 from soatfast.compat.torchattacks.files import Files
 from soatfast.gradients.checks import check_labels
 from soatfast.gradients.passes import unwrap
-from soatfast.ops.arguments import check
+from soatfast.ops.arguments import check, dtype_or_kind
 
 Labels = Tensor | None
 
@@ -249,7 +249,7 @@ class Attack(Files):
 
     def _images(self, images: Tensor) -> Tensor:
         if not isinstance(images, Tensor) or not images.is_floating_point():
-            raise TypeError(f"images must be a floating tensor, got {getattr(images, 'dtype', type(images).__name__)}")
+            raise TypeError(f"images must be a floating tensor, got {dtype_or_kind(images)}")
         images = images.detach().to(self.device)
         if images.numel():
             slack = max(1e-6, 8 * torch.finfo(images.dtype).eps) if self.normalization_used else 1e-6
