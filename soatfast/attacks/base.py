@@ -116,7 +116,7 @@ class Attack:
         """
         with widened(oracle, x) as wide:
             if visit is None and g0 is None and oracle.engine.graph and self._recordable:
-                x_adv = self._recorded(oracle, wide, y)
+                x_adv = self._run_recorded(oracle, wide, y)
             elif visit is None:
                 x_adv = self._perturb(oracle, wide, y, None if g0 is None else g0.to(wide.dtype))
             else:
@@ -131,7 +131,7 @@ class Attack:
     _recordable: ClassVar[bool] = False
     """Whether all of _perturb runs on the device, so that it can be one CUDA graph."""
 
-    def _recorded(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
+    def _run_recorded(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
         """_perturb as one CUDA graph. Fields that are tensors (eps, step_size) are inputs of it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         generator = values.pop("generator", None)
@@ -144,7 +144,7 @@ class Attack:
             assert oracle.logits is not None
             return x_adv, oracle.logits
 
-        return oracle.replay((type(self), *fixed, *tensors), run, (x, y, *tensors.values()), generator)[0]
+        return oracle.run_recorded((type(self), *fixed, *tensors), run, (x, y, *tensors.values()), generator)[0]
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         raise NotImplementedError

@@ -2,10 +2,10 @@
 
 A recording keeps addresses, not values. It stays right while the model's parameters and buffers are updated in place
 (optimizer steps, load_state_dict), while batches of one shape come and go, and while radii given as tensors change: all
-of them are read anew by every replay. What is structural (shapes, modes, options, where the parameters lie) is part of
-the key, and another key is another recording. Random numbers are new in each replay, from the generator's own state.
+of them are read anew whenever it is run. What is structural (shapes, modes, options, where the parameters lie) is part
+of the key, and another key is another recording. Each run draws new random numbers, from the generator's own state.
 
-No Python runs in a replay, so hooks on the model, and with them ``count_passes``, see the recording only.
+No Python runs when a recording does, so hooks on the model, and with them ``count_passes``, see the recording only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check_device(device: torch.device) -> None:
         raise ValueError(f'engine "graph" needs tensors on a CUDA device, got {device}')
 
 
-def replay(
+def run_recorded(
     model: nn.Module,
     key: Hashable,
     run: Callable[..., tuple[Tensor, ...]],

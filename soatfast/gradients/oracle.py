@@ -218,7 +218,7 @@ class InputGradient:
 
     def _pass(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if self.engine.graph and not graphs.recording():
-            g, logits = self.replay(("gradient",), self._pass, (x, y))
+            g, logits = self.run_recorded(("gradient",), self._pass, (x, y))
             return g, logits
         plain = self.engine.precision is None and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if plain:  # entering and leaving contexts would be a tenth of a small network's pass
@@ -242,7 +242,7 @@ class InputGradient:
         (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
         return grad * as_column(scale, grad).to(grad.dtype), seen
 
-    def replay(
+    def run_recorded(
         self,
         key: tuple,
         run: Callable[..., tuple[Tensor, ...]],
@@ -253,7 +253,7 @@ class InputGradient:
         assert isinstance(self.model, nn.Module)
         name = next(name for name, function in objectives.OBJECTIVES.items() if function is self.objective)
         key = (*key, name, self.sign, self.engine, self.input_dtype)
-        outputs = graphs.replay(self.model, key, run, inputs, generator)
+        outputs = graphs.run_recorded(self.model, key, run, inputs, generator)
         self.logits = outputs[-1]
         check_labels(inputs[1], self.logits.shape[1])  # of this batch: the recording has checked its own
         return outputs
