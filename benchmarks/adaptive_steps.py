@@ -54,6 +54,7 @@ from soatfast.evaluate.accuracies import batches, gather
 from soatfast.gradients import InputGradient, count_passes
 from soatfast.gradients.objectives import cross_entropy
 from soatfast.losses import SCORPIO, Loss
+from soatfast.runs.figures import clear_axes, figure
 from soatfast.runs.progress import Progress
 from soatfast.train import TrainConfig, load_data, train
 from soatfast.train.checkpoint import WEIGHTS, load_weights
@@ -336,12 +337,8 @@ def training_table(found: dict[str, list[dict]]) -> Table:
 
 def curves(evaluation: dict[str, list[dict]], found: dict[str, list[dict]], path: Path) -> None:
     """Accuracy against passes: one panel for each model of part (a), and the trainings."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.8), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(evaluation) + 1, squeeze=False)[0]
+    picture = figure((15, 4.8))
+    axes = picture.subplots(1, len(evaluation) + 1, squeeze=False)[0]
     colours = dict(zip(RULES, COLOURS, strict=False))
     for axis, (name, seeds) in zip(axes, evaluation.items(), strict=False):
         for rule in seeds[0]:
@@ -365,10 +362,8 @@ def curves(evaluation: dict[str, list[dict]], found: dict[str, list[dict]], path
     axis.set_title("SCORPIO trained: backwards a step", fontsize=11)
     axis.set_xlabel("PGD-40 accuracy (%), seeds and mean")
     for axis in axes:
-        axis.grid(color="#DDDDDD", linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png")
+        clear_axes(axis)
+    picture.savefig(path, format="png")
 
 
 COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")

@@ -8,27 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from soatfast.runs.figures import MARKERS, PALETTE
+from soatfast.runs.figures import MARKERS, PALETTE, clear_axes, figure
 
 Points = Sequence[tuple[float, float]]
 
 
-def _panels(count: int, across: int) -> tuple[Figure, list[Any]]:
+def _panels(count: int, across: int) -> tuple[Any, list[Any]]:
     down = math.ceil(count / across)
-    figure = Figure(figsize=(5.2 * min(count, across), 3.9 * down), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = list(np.ravel(figure.subplots(down, min(count, across), squeeze=False)))
+    picture = figure((5.2 * min(count, across), 3.9 * down))
+    axes = list(np.ravel(picture.subplots(down, min(count, across), squeeze=False)))
     for one in axes:
         one.set_visible(False)
     for one in axes[:count]:
         one.set_visible(True)
-        one.grid(color="#DDDDDD", linewidth=0.8)
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes[:count]
+        clear_axes(one)
+    return picture, axes[:count]
 
 
 def _line(axes: Any, index: int, points: Points, label: str | None, **style: Any) -> None:
@@ -38,7 +33,7 @@ def _line(axes: Any, index: int, points: Points, label: str | None, **style: Any
 
 def ratios_picture(path: Path, plots: Mapping[str, Mapping[str, Points]]) -> None:
     """Write a PNG: a panel for each plot, in it a line of (batch size, time over ours) for each rival."""
-    figure, panels = _panels(len(plots), 2)
+    picture, panels = _panels(len(plots), 2)
     for axes, (title, rivals) in zip(panels, plots.items(), strict=True):
         axes.axhline(1, color="#333333", linewidth=1.0, label="soatfast")
         for index, (name, points) in enumerate(rivals.items()):
@@ -51,7 +46,7 @@ def ratios_picture(path: Path, plots: Mapping[str, Mapping[str, Points]]) -> Non
         axes.set_ylabel("time over soatfast's")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path, format="png")
+    picture.savefig(path, format="png")
 
 
 def scaling_picture(path: Path, plots: Mapping[str, Mapping[str, Points]], fits: Mapping[str, Points]) -> None:
@@ -59,7 +54,7 @@ def scaling_picture(path: Path, plots: Mapping[str, Mapping[str, Points]], fits:
 
     fits: label -> the two ends of the fitted line, dashed in the colour of the label's own line.
     """
-    figure, panels = _panels(len(plots), 3)
+    picture, panels = _panels(len(plots), 3)
     for axes, (variable, calls) in zip(panels, plots.items(), strict=True):
         for index, (name, points) in enumerate(calls.items()):
             _line(axes, index, points, name, marker=MARKERS[index % len(MARKERS)], markersize=5, linewidth=0.8)
@@ -70,4 +65,4 @@ def scaling_picture(path: Path, plots: Mapping[str, Mapping[str, Points]], fits:
         axes.set_xlabel(variable)
         axes.set_ylabel("milliseconds")
         axes.legend(fontsize=7, frameon=False)
-    figure.savefig(path, format="png")
+    picture.savefig(path, format="png")

@@ -23,6 +23,7 @@ import tyro
 
 from soatfast.commands.compare import CompareConfig, compare
 from soatfast.commands.methods import METHODS
+from soatfast.runs.figures import clear_axes, figure
 from soatfast.runs.progress import make_progress
 from soatfast.train.config import TrainConfig
 
@@ -204,8 +205,6 @@ def write(study: Study) -> None:
 
 def curves(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:
     """PGD-40 accuracy against training seconds: one panel a question, one colour a method, lines over epochs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
     panels = {title: names for title, names in CURVES.items() if any(name in found for name in names)}
@@ -213,9 +212,8 @@ def curves(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
         return
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.1 * columns, 3.5 * lines + 0.7), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    picture = figure((4.1 * columns, 3.5 * lines + 0.7))
+    axes = picture.subplots(lines, columns, squeeze=False).flatten()
     seen: dict[str, Any] = {}
     for axis, (title, names) in zip(axes, panels.items(), strict=False):
         for method, (colour, marker) in SHOWN.items():
@@ -243,14 +241,12 @@ def curves(found: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
         axis.set_xlabel("training seconds", fontsize=9)
         axis.set_ylabel("PGD-40 accuracy (%)", fontsize=9)
         axis.set_ylim(-3, 100)
-        axis.grid(color="#DDDDDD", linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        clear_axes(axis)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     labels = [METHODS[method].label for method in seen]
-    figure.legend(list(seen.values()), labels, loc="outside lower center", ncols=3, fontsize=10, frameon=False)
-    figure.savefig(path, format="png")
+    picture.legend(list(seen.values()), labels, loc="outside lower center", ncols=3, fontsize=10, frameon=False)
+    picture.savefig(path, format="png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 
 from soatfast.evaluate.curves import Curve
 from soatfast.evaluate.masking import Scatter
-from soatfast.runs.figures import MARKERS, PALETTE
+from soatfast.runs.figures import MARKERS, PALETTE, clear_axes, figure
 
 _RED, _BLUE = PALETTE[1], PALETTE[0]
 
@@ -22,7 +22,7 @@ def curves_picture(path: Path, curves: Sequence[Curve], title: str, steps: bool 
     """
     if not curves:
         raise ValueError("there are no curves to draw")
-    figure, axes = _figure(title, (7.4, 4.6))
+    picture, axes = _figure(title, (7.4, 4.6))
     for index, curve in enumerate(curves):
         colour = PALETTE[index % len(PALETTE)]
         at, accuracy = list(curve.at), [100 * value for value in curve.accuracy]
@@ -54,7 +54,7 @@ def curves_picture(path: Path, curves: Sequence[Curve], title: str, steps: bool 
         axes.set_ylim(-3, 103)
     axes.set_ylabel("accuracy (%)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9, frameon=False, ncols=2)
-    figure.savefig(path, format="png")
+    picture.savefig(path, format="png")
 
 
 def scatter_picture(path: Path, scatters: Sequence[tuple[str, Scatter]], white: str, black: str, title: str) -> None:
@@ -64,7 +64,7 @@ def scatter_picture(path: Path, scatters: Sequence[tuple[str, Scatter]], white: 
     """
     if not scatters:
         raise ValueError("there are no scatters to draw")
-    figure, panels = _figure(title, (4.6 * len(scatters) + 0.3, 6.2), len(scatters))
+    picture, panels = _figure(title, (4.6 * len(scatters) + 0.3, 6.2), len(scatters))
     for axes, (heading, found) in zip(np.atleast_1d(panels), scatters, strict=True):
         everything = np.concatenate([found.white, found.black])
         low, high = float(everything.min()), float(everything.max())
@@ -101,19 +101,12 @@ def scatter_picture(path: Path, scatters: Sequence[tuple[str, Scatter]], white: 
         axes.set_xlabel(f"margin after {white}")
         axes.set_ylabel(f"margin after {black}")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=9, frameon=False)
-    figure.savefig(path, format="png")
+    picture.savefig(path, format="png")
 
 
 def _figure(title: str, size: tuple[float, float], panels: int = 1) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    axes: Any = figure.subplots(1, panels)
+    made = figure(size, title)
+    axes: Any = made.subplots(1, panels)
     for one in np.atleast_1d(axes):
-        one.grid(color="#DDDDDD", linewidth=0.8)
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+        clear_axes(one)
+    return made, axes

@@ -15,7 +15,7 @@ from soatfast.attacks import Attack
 from soatfast.explain.explanation import Explanation
 from soatfast.explain.saliency import per_pixel, standardised
 from soatfast.gradients.oracle import InputGradient
-from soatfast.runs.figures import PALETTE
+from soatfast.runs.figures import PALETTE, figure
 
 _SIGNED = "RdBu_r"  # ColorBrewer's, told apart by every kind of colour vision; 0 is white
 _WRONG, _PLAIN = "#B00020", "#333333"
@@ -160,26 +160,20 @@ def _largest(values: Tensor) -> float:
 
 def draw(path: Path, strips: Sequence[Strip], title: str = "", caption: str = "") -> None:
     """Write a PNG with a row for each strip; all have the same number of images."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     counts = {len(strip.images) for strip in strips}
     if len(counts) != 1:
         raise ValueError(f"all strips must have the same number of images, got {sorted(counts) or 'no strips'}")
     columns, rows = counts.pop(), len(strips)
-    figure = Figure(figsize=(2.6 + 0.95 * columns, 0.9 + 1.12 * rows), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+    picture = figure((2.6 + 0.95 * columns, 0.9 + 1.12 * rows), title)
     if caption:
-        figure.supxlabel(caption, fontsize=9, color=_PLAIN)
-    cells = figure.subplots(rows, columns, squeeze=False)
+        picture.supxlabel(caption, fontsize=9, color=_PLAIN)
+    cells = picture.subplots(rows, columns, squeeze=False)
     for row, strip in zip(cells, strips, strict=True):
-        _row(figure, row, strip)
-    figure.savefig(path, format="png")
+        _row(picture, row, strip)
+    picture.savefig(path, format="png")
 
 
-def _row(figure: Any, row: Any, strip: Strip) -> None:
+def _row(picture: Any, row: Any, strip: Strip) -> None:
     images = strip.images.detach().float().cpu()
     for index, (cell, image) in enumerate(zip(row, images, strict=True)):
         if strip.scale is not None:
@@ -209,7 +203,7 @@ def _row(figure: Any, row: Any, strip: Strip) -> None:
     )
     if strip.scale is not None:
         # inside the last cell's frame of reference: a bar beside the axes would move that cell alone
-        bar = figure.colorbar(drawn, cax=row[-1].inset_axes((1.04, 0, 0.05, 1)), ticks=[-strip.scale, 0, strip.scale])
+        bar = picture.colorbar(drawn, cax=row[-1].inset_axes((1.04, 0, 0.05, 1)), ticks=[-strip.scale, 0, strip.scale])
         end = strip.end or f"{strip.scale:.2g}"
         bar.ax.set_yticklabels([f"−{end}", "0", end], fontsize=8)
         bar.outline.set_visible(False)

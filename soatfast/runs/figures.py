@@ -1,21 +1,43 @@
-"""The picture of a comparison: accuracy against training time, and attacked digits."""
+"""Figures and their colours; the picture of a comparison: accuracy against training time, and attacked digits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from soatfast.runs.table import mean_and_spread
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6F4E37", "#000000")
 """Mostly Okabe and Ito's colours, told apart by every kind of colour vision; markers differ as well."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _WRONG = "#B00020"
+
+
+def figure(size: tuple[float, float], title: str = "") -> Figure:
+    """A white figure of this size in inches, drawn without a screen; ``figure.savefig(path)`` writes it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(made)
+    if title:
+        made.suptitle(title, fontsize=12, fontweight="bold")
+    return made
+
+
+def clear_axes(axes: Any) -> None:
+    """A light grid behind what is drawn, and no frame above and on the right."""
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 @dataclass(frozen=True)
@@ -39,14 +61,9 @@ def comparison(path: Path, series: Sequence[Series], clean: Tensor, labels: Tens
 
     Several seeds show as mean and sample standard deviation.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns, rows = len(clean), len(series) + 1
-    figure = Figure(figsize=(13.5, max(4.6, 1.0 + 0.82 * rows)), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.35), wspace=0.02)
+    picture = figure((13.5, max(4.6, 1.0 + 0.82 * rows)), title)
+    parts: Any = picture.subfigures(1, 2, width_ratios=(1, 1.35), wspace=0.02)
     left, right = parts
     _scatter(left.subplots(), series, attack)
     grid = right.subplots(rows, columns, squeeze=False)
@@ -54,7 +71,7 @@ def comparison(path: Path, series: Sequence[Series], clean: Tensor, labels: Tens
     _row(grid[0], "clean", "#333333", clean, labels, labels)
     for index, item in enumerate(series):
         _row(grid[index + 1], item.label, _colour(item), item.attacked, item.predictions, labels)
-    figure.savefig(path, format="png")
+    picture.savefig(path, format="png")
 
 
 def _colour(item: Series) -> str:
@@ -81,9 +98,7 @@ def _scatter(axes: Any, series: Sequence[Series], attack: str) -> None:
     axes.set_ylabel(f"accuracy under {attack} (%)")
     axes.set_xlim(left=0, right=1.12 * max(max(item.seconds) for item in series))
     axes.set_ylim(-3, 103)
-    axes.grid(color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    clear_axes(axes)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9, frameon=False, ncols=1, handletextpad=0.3)
 
 
