@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from soatfast.attacks import Attack
+from soatfast.gradients.device import device_of
 from soatfast.gradients.passes import count_passes
 
 Samples = Dataset[Any] | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -58,7 +59,7 @@ def accuracy(
     x, y = gather(data)
     if len(x) == 0:
         raise ValueError("there are no samples to evaluate")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     flags = [(module, module.training) for module in model.modules()]
     start = time.perf_counter()
     model.eval()

@@ -19,6 +19,7 @@ from soatfast.evaluate.suites import cell_seed, evaluating, suite
 from soatfast.evaluate.watch import norm_of
 from soatfast.gradients import objectives
 from soatfast.gradients.checks import check_logits
+from soatfast.gradients.device import device_of
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops import lp_norm
@@ -45,7 +46,7 @@ def final_margins(
     For the scatter of white box against black box, where a margin is compared and not whether the sample is fooled:
     an attack that stops at the first success has no place in it. The norm is the attack's.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     margins, norms = [], []
     with evaluating(model):
         for index, (x, y) in enumerate(batches(*gather(data), batch_size)):
@@ -263,7 +264,7 @@ def _beyond(right: np.ndarray, reference: np.ndarray) -> int:
 
 def _still(model: nn.Module, x: Tensor, y: Tensor, attack: PGD, batch_size: int) -> float:
     """Share of samples whose gradient at x is zero in every entry."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     zero = 0
     with InputGradient(model, attack.objective) as oracle:
         for a, b in batches(x, y, batch_size):

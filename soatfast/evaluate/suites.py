@@ -17,6 +17,7 @@ from soatfast.evaluate.batch import Runnable, attack_batch, clean_batch
 from soatfast.evaluate.quality import require_torchmetrics
 from soatfast.evaluate.results import SuiteResult, result_of
 from soatfast.evaluate.standard import cheapest_first, standard_attacks
+from soatfast.gradients.device import device_of
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.files import describe, digest, fingerprint, write_text
 from soatfast.runs.progress import Report
@@ -114,7 +115,7 @@ def suite(
 def _run(
     model: nn.Module, loader: Loader, attacks: dict[str, Runnable], store: records.Store, progress: Report | None
 ) -> None:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     seed, compact, worst_case, quality = (store.options[key] for key in ("seed", "compact", "worst_case", "quality"))
     total = _samples(loader)
     boxes = {attack.bounds for attack in attacks.values() if isinstance(attack, Attack)} or {(0.0, 1.0)}

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from soatfast.gradients.device import device_of
 from soatfast.memory.store import PerturbationMemory
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.files import PARTIAL
@@ -145,6 +146,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load safetensors weights into `model`; RunFolderError when they do not fit it."""
     try:
-        load_model(model, str(path), device=str(next(model.parameters()).device))
+        load_model(model, str(path), device=str(device_of(model)))
     except Exception as error:
         raise RunFolderError(f"{path} cannot be loaded into {type(model).__name__}: {error}") from error

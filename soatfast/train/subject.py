@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from soatfast.gradients.device import device_of
 from soatfast.runs.errors import ModelError
 from soatfast.train.data.sets import Data, load_data
 from soatfast.train.models import MODELS, build_model, model_options
@@ -175,7 +176,7 @@ def _try(spec: str, model: nn.Module, shape: Sequence[int], classes: int) -> Non
     flags = [(module, module.training) for module in model.modules()]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            device = device_of(model)
             logits = model.eval()(torch.full((2, *shape), 0.5, device=device))
     except Exception as error:
         raise ModelError(f"model {spec} fails on images of shape {tuple(shape)}: {error}") from error
