@@ -10,6 +10,7 @@ project = "soatfast"
 version = release = installed("soatfast")
 language = "en"
 smartquotes = False
+highlight_language = "none"  # of a block without a language: shell lines and drawings
 
 extensions = [
     "myst_parser",

@@ -135,6 +135,9 @@ def test_the_scripts_of_the_other_pages(capsys):
     (counted,) = blocks("docs/passes.md")
     exec(counted, names)
     assert names["passes"].forward == 6
+    memory = sf.PerturbationMemory(8, (3, 4, 4))
+    (defences,) = blocks("docs/which-defence.md")
+    exec(defences, {"eps": 0.1, "memory": memory})
     (distributed,) = blocks("docs/distributed.md")
     assert trained(names, distributed)
 
