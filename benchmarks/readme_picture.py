@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from soatfast.runs.figures import clear_axes, figure
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _COLOURS = {"memory": "#0072b2", "SCORPIO": "#009e73"}
@@ -35,9 +34,8 @@ def rows(text: str) -> list[tuple[str, float, float, float]]:
 
 
 def draw(path: Path, table: list[tuple[str, float, float, float]]) -> None:
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    drawing = figure((6.4, 4.6))
+    axes = drawing.add_subplot()
     for name, time, mean, spread in table:
         colour = next((colour for word, colour in _COLOURS.items() if word in name), "#555555")
         axes.errorbar(time, mean, spread, fmt="o", color=colour, markersize=11, capsize=4, linewidth=1.5)
@@ -56,11 +54,8 @@ def draw(path: Path, table: list[tuple[str, float, float, float]]) -> None:
     axes.set_xlabel("training time, PGD-10 = 1", fontsize=15)
     axes.set_ylabel("accuracy under AutoAttack, %", fontsize=15)
     axes.tick_params(labelsize=14)
-    axes.grid(color="#dddddd")
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, format="png", dpi=200)
+    clear_axes(axes)
+    drawing.savefig(path, format="png", dpi=200)
 
 
 if __name__ == "__main__":
