@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from soatfast.attacks.base import Attack, Model
+from soatfast.attacks.base import Attack, AttackType, Model
 from soatfast.gradients.checks import check_batch, check_labels, check_logits
 from soatfast.gradients.objectives import cross_entropy
 from soatfast.gradients.passes import Passes, passes_of
@@ -42,17 +42,27 @@ class Loss:
 
     def with_eps(self: LossType, eps: float | Tensor) -> LossType:
         """The same loss with another radius, for an eps ramp."""
-        raise NotImplementedError
+        if not hasattr(self, "eps"):
+            raise NotImplementedError(f"{type(self).__name__} has no radius")
+        return dataclasses.replace(self, eps=eps)  # type: ignore[call-arg]
 
     def with_steps(self: LossType, steps: int) -> LossType:
         """The same loss with another number of attack steps."""
-        raise NotImplementedError(f"{type(self).__name__} has no attack steps")
+        if not hasattr(self, "steps"):
+            raise NotImplementedError(f"{type(self).__name__} has no attack steps")
+        return dataclasses.replace(self, steps=steps)  # type: ignore[call-arg]
 
     def with_h(self: LossType, h: float) -> LossType:
         """The same loss with another finite-difference step, for an h ramp."""
         if not hasattr(self, "h"):
             raise NotImplementedError(f"{type(self).__name__} has no finite-difference step")
         return dataclasses.replace(self, h=h)  # type: ignore[call-arg]
+
+
+def fields_of(attack: type[AttackType], loss: Loss, **changed: Any) -> AttackType:
+    """The attack inside a loss: each of its fields that the loss has too is the loss's, but for those ``changed``."""
+    shared = {field.name for field in dataclasses.fields(attack)} & {field.name for field in dataclasses.fields(loss)}
+    return attack(**{name: getattr(loss, name) for name in shared} | changed)
 
 
 def check_memory(memory: object, attack: Attack) -> None:

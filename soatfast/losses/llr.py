@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from soatfast import ops
 from soatfast.attacks import PGD
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import sample_losses
+from soatfast.losses.base import fields_of, sample_losses
 from soatfast.losses.regulariser import Regularised, gradient_of
 from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps
 
@@ -79,7 +78,7 @@ class LLR(Regularised):
     @property
     def _start(self) -> PGD:
         """Its random start is the first v."""
-        return PGD(eps=self.eps, p=self.p, bounds=self.bounds, generator=self.generator)
+        return fields_of(PGD, self)
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         g = gradient_of(losses, x)
@@ -101,9 +100,3 @@ class LLR(Regularised):
 
     def passes(self, batch: int = 1) -> Passes:
         return self._passes(batch, attached=2, gradients=1, steps=self.steps)
-
-    def with_eps(self, eps: float | Tensor) -> LLR:
-        return dataclasses.replace(self, eps=eps)
-
-    def with_steps(self, steps: int) -> LLR:
-        return dataclasses.replace(self, steps=steps)

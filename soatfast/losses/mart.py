@@ -14,7 +14,7 @@ from soatfast.attacks import NearPGD
 from soatfast.gradients.objectives import cross_entropy, kl_divergence
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, mean, training_logits
+from soatfast.losses.base import Loss, fields_of, mean, training_logits
 from soatfast.ops.arguments import check_number
 
 
@@ -88,17 +88,7 @@ class MART(Loss):
     @property
     def attack(self) -> NearPGD:
         """The attack that gives x'."""
-        return NearPGD(
-            eps=self.eps,
-            p=self.p,
-            bounds=self.bounds,
-            steps=self.steps,
-            step_size=self.step_size,
-            noise=self.noise,
-            mode=self.mode,
-            engine=self.engine,
-            generator=self.generator,
-        )
+        return fields_of(NearPGD, self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x_adv = self.attack(model, x, y)
@@ -109,9 +99,6 @@ class MART(Loss):
 
     def passes(self, batch: int = 1) -> Passes:
         return self.attack.passes(batch) + Passes(2, 0, 1, 2 * batch, 0, 2 * batch)  # one backward() through both
-
-    def with_eps(self, eps: float | Tensor) -> MART:
-        return dataclasses.replace(self, eps=eps)
 
     def with_steps(self, steps: int) -> MART:
         """With another number of steps, and the default step size for it."""

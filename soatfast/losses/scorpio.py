@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from soatfast.attacks import FrankWolfe
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.losses.base import Loss, attacked, check_memory, mean, sample_losses
+from soatfast.losses.base import Loss, attacked, check_memory, fields_of, mean, sample_losses
 from soatfast.memory.store import PerturbationMemory
 from soatfast.ops import Init
 from soatfast.ops.arguments import check_number
@@ -82,20 +81,7 @@ class SCORPIO(Loss):
     @property
     def attack(self) -> FrankWolfe:
         """The quadratic attack that gives v."""
-        return FrankWolfe(
-            eps=self.eps,
-            p=self.p,
-            bounds=self.bounds,
-            steps=self.steps,
-            scheme=self.scheme,
-            h=self.h,
-            gamma=self.gamma,
-            init=self.init,
-            in_box=self.in_box,
-            tol=self.tol,
-            mode=self.mode,
-            engine=self.engine,
-        )
+        return fields_of(FrankWolfe, self)
 
     @property
     def _shares(self) -> bool:
@@ -131,9 +117,3 @@ class SCORPIO(Loss):
         both = Passes(trained, 0, 1, trained * batch, 0, trained * batch)
         attack = self.attack.passes(batch) if self.memory is None else self.attack.replay_passes(batch)
         return attack + both
-
-    def with_eps(self, eps: float | Tensor) -> SCORPIO:
-        return dataclasses.replace(self, eps=eps)
-
-    def with_steps(self, steps: int) -> SCORPIO:
-        return dataclasses.replace(self, steps=steps)

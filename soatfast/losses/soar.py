@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +13,7 @@ from soatfast import ops
 from soatfast.attacks import PGD
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
+from soatfast.losses.base import fields_of
 from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
 from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps, per_sample
 
@@ -94,15 +94,7 @@ class SOAR(Regularised):
 
     @property
     def _pgd1(self) -> PGD:
-        return PGD(
-            eps=self.eps,
-            p=self.p,
-            bounds=self.bounds,
-            steps=1,
-            step_size=self.eps / 4,
-            mode=self.mode,
-            generator=self.generator,
-        )
+        return fields_of(PGD, self, steps=1, step_size=self.eps / 4)
 
     def _point(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         per_sample(self.eps, "eps", x)
@@ -130,6 +122,3 @@ class SOAR(Regularised):
         start = 1 if self.start == "pgd1" else 0
         each = self._passes(batch, attached=1 + self.samples, gradients=1 + self.samples)
         return each + passes_of(batch, forward=start, backward_input=start)
-
-    def with_eps(self, eps: float | Tensor) -> SOAR:
-        return dataclasses.replace(self, eps=eps)

@@ -16,7 +16,7 @@ from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.losses.alignment import pert_align
-from soatfast.losses.base import Loss, mean, sample_losses
+from soatfast.losses.base import Loss, fields_of, mean, sample_losses
 from soatfast.ops.arguments import check_between, check_number, check_radius, to_multiply
 
 
@@ -134,7 +134,7 @@ class SORA(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Attack(eps=self.eps, p=self.p, bounds=self.bounds, mode=self.mode)  # has the checks of these
+        fields_of(Attack, self)  # has the checks of these
         if self.p not in (2, math.inf):
             raise ValueError(f"p must be 2 or math.inf for SORA, got {self.p!r}")
         if self.max_step is not None:

@@ -15,7 +15,7 @@ from soatfast.gradients.checks import check_batch
 from soatfast.gradients.objectives import cross_entropy
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, mean, training_logits
+from soatfast.losses.base import Loss, fields_of, mean, training_logits
 from soatfast.losses.regulariser import UNBOUNDED
 from soatfast.ops.arguments import check_number
 
@@ -81,16 +81,7 @@ class STN(Loss):
         """The attack that gives x', or None for "gauss"."""
         if self.eps is None:
             return None
-        return ASOD(
-            eps=self.eps,
-            p=self.p,
-            bounds=self.bounds,
-            steps=self.steps,
-            samples=self.samples,
-            sigma=self.sigma,
-            mode=self.mode,
-            generator=self.generator,
-        )
+        return fields_of(ASOD, self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = self.attack

@@ -16,7 +16,7 @@ from soatfast.gradients.objectives import Objective, cross_entropy, kl_divergenc
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
-from soatfast.losses.base import Loss, mean, training_logits
+from soatfast.losses.base import Loss, fields_of, mean, training_logits
 from soatfast.ops.arguments import check_number
 
 
@@ -78,18 +78,7 @@ class TRADES(Loss):
         self._attack("ce")  # which checks the rest
 
     def _attack(self, objective: str | Objective) -> NearPGD:
-        return NearPGD(
-            eps=self.eps,
-            p=self.p,
-            bounds=self.bounds,
-            steps=self.steps,
-            step_size=self.step_size,
-            noise=self.noise,
-            mode=self.mode,
-            engine=self.engine,
-            generator=self.generator,
-            objective=objective,
-        )
+        return fields_of(NearPGD, self, objective=objective)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
         """The attacked batch x', like x, without gradient. y serves the checks only.
@@ -123,9 +112,6 @@ class TRADES(Loss):
         target = 0 if self.mode == "keep" else 1
         attack = self._attack("ce").passes(batch) + passes_of(batch, forward=target)
         return attack + Passes(2, 0, 1, 2 * batch, 0, 2 * batch)  # one backward() through both training forwards
-
-    def with_eps(self, eps: float | Tensor) -> TRADES:
-        return dataclasses.replace(self, eps=eps)
 
     def with_steps(self, steps: int) -> TRADES:
         """With another number of steps, and the default step size for it."""
