@@ -35,23 +35,8 @@ INSTRUCTION_SETS = {
 }
 if not X86:
     del INSTRUCTION_SETS["avx2"], INSTRUCTION_SETS["avx512"]
-OPS = (
-    "lmo",
-    "lp_norm",
-    "frank_wolfe_init",
-    "frank_wolfe_step",
-    "project",
-    "pgd_step",
-    "replay_start",
-    "replay_step",
-    "power_step",
-    "cross_entropy_derivative",
-    "arnoldi_step",
-    "givens_step",
-    "triangular_solve",
-    "krylov_combine",
-)
-CUDA_OPS = ("lp_norm", "arnoldi_step", "krylov")
+OPS = sorted(path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp") if not path.stem.startswith("rows_"))  # and isa
+CUDA_OPS = sorted(path.stem for path in (ROOT / "csrc/cuda").glob("*.cu"))
 
 COMMON = ["-std=c++20", "-fPIC", "-fvisibility=hidden"]
 # No fast-math: sign(0), NaN and denormals are part of the contract, and no contraction, so that a sign falls as in the
@@ -150,7 +135,7 @@ def build_cpu(folder: Path, output: Path) -> dict:
     for name, flags in INSTRUCTION_SETS.items():
         source = f"csrc/cpu/rows_{name}.cpp"
         recipe.compile(source, [cxx, *COMMON, *NUMERICS, *machine, *flags], ["-MD", "-MF", f"rows_{name}.o.d"])
-    for name in ("isa", *OPS):
+    for name in OPS:
         command = [cxx, *COMMON, "-O2", *machine, *STABLE, "-isystem", str(home / "include")]
         recipe.compile(f"csrc/cpu/{name}.cpp", command, ["-MD", "-MF", f"{name}.o.d"])
     recipe.link([cxx], [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-ltorch"])

@@ -14,19 +14,19 @@
 #include <optional>
 #include <tuple>
 
-#include "cpu/rows.h"
+#include "types.h"
 
 namespace soatfast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline cpu::DType dtype_of(const Tensor& t) {
+inline DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return cpu::DType::kFloat;
-    case ScalarType::Double: return cpu::DType::kDouble;
-    case ScalarType::BFloat16: return cpu::DType::kBFloat16;
-    case ScalarType::Half: return cpu::DType::kHalf;
+    case ScalarType::Float: return DType::kFloat;
+    case ScalarType::Double: return DType::kDouble;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kHalf;
     default: STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
   }
 }
@@ -54,7 +54,7 @@ inline Tensor dense_rows(const Tensor& t, const char* name) {
 }
 
 // eps or alpha: a number, or a dense tensor of 1 or B numbers in the accumulation dtype.
-inline cpu::PerSample per_sample(
+inline PerSample per_sample(
     double number, const std::optional<Tensor>& tensor, const Tensor& like, const char* name) {
   if (!tensor.has_value()) return {number, nullptr, 1};
   STD_TORCH_CHECK(

@@ -1,4 +1,5 @@
 #include "../krylov_checks.h"
+#include "rows.h"
 
 namespace soatfast {
 namespace {
@@ -9,7 +10,7 @@ void arnoldi_step(
     int64_t column, std::optional<Tensor> base, std::optional<Tensor> x, std::optional<Tensor> probe, double step) {
   const ArnoldiCall call = check_arnoldi(basis, hessenberg, norms, w_in, status, column, base, x, probe);
   const int64_t rows = basis.size(0), blocks = basis.size(1), size = basis.size(2);
-  const int64_t bytes = dtype_of(basis) == cpu::DType::kDouble ? 8 : 4;
+  const int64_t bytes = dtype_of(basis) == DType::kDouble ? 8 : 4;
   const cpu::ArnoldiStep args{
       dtype_of(basis),
       size,

@@ -1,4 +1,5 @@
 #include "../common.h"
+#include "rows.h"
 
 namespace soatfast {
 namespace {

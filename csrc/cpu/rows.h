@@ -7,16 +7,9 @@
 
 #include <cstdint>
 
+#include "../types.h"
+
 namespace soatfast::cpu {
-
-enum class DType { kFloat, kDouble, kBFloat16, kHalf };
-
-// A number, or a tensor of one per sample (or one for all).
-struct PerSample {
-  double number;
-  const void* tensor;  // accumulation dtype, or null
-  int64_t count;       // 1 or B
-};
 
 struct Lmo {
   DType dtype;

@@ -1,4 +1,5 @@
 #include "../krylov_checks.h"
+#include "rows.h"
 
 namespace soatfast {
 namespace {

@@ -52,10 +52,10 @@ Tensor lp_norm(const Tensor& g_in, double p) {
     launcher(g.const_data_ptr(), rows, size, p, norm.mutable_data_ptr(), stream);
   };
   switch (dtype_of(g)) {
-    case cpu::DType::kFloat: run(launch<float>); break;
-    case cpu::DType::kDouble: run(launch<double>); break;
-    case cpu::DType::kBFloat16: run(launch<BFloat16>); break;
-    case cpu::DType::kHalf: run(launch<Half>); break;
+    case DType::kFloat: run(launch<float>); break;
+    case DType::kDouble: run(launch<double>); break;
+    case DType::kBFloat16: run(launch<BFloat16>); break;
+    case DType::kHalf: run(launch<Half>); break;
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return norm;

@@ -9,21 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-OPS = (
-    "lmo",
-    "frank_wolfe_init",
-    "frank_wolfe_step",
-    "project",
-    "pgd_step",
-    "replay_start",
-    "replay_step",
-    "power_step",
-    "cross_entropy_derivative",
-)
+OPS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")))
 _registered: set[str] = set()
 
 
