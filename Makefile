@@ -12,7 +12,7 @@ NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==
 help:
 	@echo "make demo       train five models on real digits, write runs/demo"
 	@echo "make test       run the tests"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, mypy, and a user's script under strict mypy and pyright"
 	@echo "make docs       build the documentation site, build/docs/index.html"
 	@echo "make bench      time the ops and attacks against their baselines, print the ratios"
 	@echo "make peers      install foolbox and ART, which make bench then compares with as well"
@@ -62,6 +62,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(PYTEST) tests/typing
 
 $(VENV)/.docs: $(VENV)/.soatfast
 	$(RUN) pip install -q -e ".[docs]" --no-build-isolation

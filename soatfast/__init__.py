@@ -39,21 +39,23 @@ _FLAT = ("gradients", "memory", "solvers", "attacks", "losses")
 _FOLDERS = (*_FLAT, "ops", "testing", "runs", "evaluate", "explain", "train", "commands", "compat")
 
 
-def __getattr__(name: str) -> Any:
-    value: Any
-    if name in _FOLDERS:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name == "__all__":
-        return _names()
-    if name in ("__version__", "show_config"):
-        config = importlib.import_module(f"{__name__}.ops.config")
-        value = config.version() if name == "__version__" else config.show_config
-    elif name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    else:
-        value = _public(name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker that sees this takes every misspelt name
+
+    def __getattr__(name: str) -> Any:
+        value: Any
+        if name in _FOLDERS:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name == "__all__":
+            return _names()
+        if name in ("__version__", "show_config"):
+            config = importlib.import_module(f"{__name__}.ops.config")
+            value = config.version() if name == "__version__" else config.show_config
+        elif name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        else:
+            value = _public(name)
+        globals()[name] = value
+        return value
 
 
 def _public(name: str) -> Any:

@@ -14,7 +14,7 @@ from soatfast.attacks.base import Attack
 from soatfast.gradients.engine import parse
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.precision import is_half, round_towards
-from soatfast.memory.store import Visit
+from soatfast.memory.visit import Visit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -244,7 +244,7 @@ class InputGradient:
 
     def run_recorded(
         self,
-        key: tuple,
+        key: tuple[object, ...],
         run: Callable[..., tuple[Tensor, ...]],
         inputs: tuple[Tensor, ...],
         generator: torch.Generator | None = None,

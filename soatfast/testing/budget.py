@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ UPDATED = {"replay_step": (0, 1)}  # positions of the arguments that an op updat
 _X_POSITION = {"frank_wolfe_init": 1, "frank_wolfe_step": 3, "project": 1, "pgd_step": 2, "power_step": 3}  # of x
 
 
-def call(op: str, kernel: Callable, args: tuple) -> tuple[Tensor, ...]:
+def call(op: str, kernel: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The results of ``kernel(*args)``, and after them the arguments that it updated: copies, args stay as they are."""
     positions = UPDATED.get(op, ())
     own = tuple(a.clone() if i in positions and isinstance(a, Tensor) else a for i, a in enumerate(args))
@@ -24,12 +25,12 @@ def call(op: str, kernel: Callable, args: tuple) -> tuple[Tensor, ...]:
     return (*results, *(own[i] for i in positions if own[i] is not None))
 
 
-def check(op: str, kernel: Callable, args: tuple) -> None:
+def check(op: str, kernel: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Call ``kernel(*args)`` and compare it with the reference in float64 under the budget (see the package's head)."""
     compare(op, call(op, kernel, args), args)
 
 
-def compare(op: str, got: Tensor | tuple[Tensor, ...], args: tuple) -> None:
+def compare(op: str, got: Tensor | tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
     """Compare what :func:`call` gave for ``args`` with the float64 reference under the budget."""
     if op.startswith("replay"):
         return _compare_replay(op, _as_tuple(got), args)
@@ -110,7 +111,7 @@ def _worst(name: str, got: Tensor, exact: Tensor, difference: Tensor, budget: Te
 
 
 def _frank_wolfe_band(
-    args: tuple, dtype: torch.dtype, outputs: tuple[Tensor, ...], exact: tuple[Tensor, ...]
+    args: tuple[Any, ...], dtype: torch.dtype, outputs: tuple[Tensor, ...], exact: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor]:
     """Where a Frank-Wolfe step may jump: float64 results, band (B, D) or None, and rounding of the gap (B,).
 
@@ -154,7 +155,7 @@ def _frank_wolfe_band(
     return (v_new, probe, gap), band, slack
 
 
-def _rayleigh_slack(args: tuple, dtype: torch.dtype) -> Tensor:
+def _rayleigh_slack(args: tuple[Any, ...], dtype: torch.dtype) -> Tensor:
     """Rounding of <u, H u> (B,): its terms may cancel."""
     g0, g1, u, _, h = args
     product = torch.nan_to_num((g1 - g0) / h)
@@ -169,7 +170,7 @@ def _flat(radius: float | Tensor) -> float | Tensor:
     return radius.reshape(-1) if isinstance(radius, Tensor) else radius
 
 
-def _compare_replay(op: str, got: tuple[Tensor, ...], args: tuple) -> None:
+def _compare_replay(op: str, got: tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
     """x_adv, and where the op updates them memory and scale, against a float64 run that rounds nothing for a memory."""
     cpu = tuple(a.cpu() if isinstance(a, Tensor) else a for a in args)
     memory, scale, index, *others = cpu

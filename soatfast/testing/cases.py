@@ -64,9 +64,9 @@ class Case:
 
     op: str
     id: str
-    build: Callable[[torch.Generator, torch.dtype], tuple]
+    build: Callable[[torch.Generator, torch.dtype], tuple[Any, ...]]
 
-    def args(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> tuple:
+    def args(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> tuple[Any, ...]:
         """The raw op's arguments in the given dtype, on the given device."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.op}-{self.id}".encode()))
         return tuple(a.to(device) if isinstance(a, Tensor) else a for a in self.build(generator, dtype))
@@ -315,7 +315,7 @@ def _cross_entropy_derivative(shape, kind, sign):
 
 
 _FLAGS = (False, True)
-_PARAMETERS: dict[str, tuple[Callable, dict[str, Sequence[Any]]]] = {
+_PARAMETERS: dict[str, tuple[Callable[..., Any], dict[str, Sequence[Any]]]] = {
     "lmo": (_lmo, {"p": GENERAL_P}),
     "lp_norm": (_lp_norm, {"p": GENERAL_P}),
     "frank_wolfe_init": (

@@ -25,6 +25,8 @@ True
 Attack mode is changed to 'targeted(least-likely)'.
 """
 
+from typing import TYPE_CHECKING
+
 from soatfast.compat.torchattacks.attack import Attack
 from soatfast.compat.torchattacks.attacks import BIM, EOTPGD, FFGSM, FGSM, GN, MIFGSM, PGD, PGDL2, RFGSM, TPGD, VANILA
 from soatfast.compat.torchattacks.multiattack import MultiAttack
@@ -49,7 +51,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    raise AttributeError(
-        f"soatfast.compat.torchattacks has no {name}; it has {', '.join(__all__)}. Take {name} from torchattacks itself"
-    )
+if not TYPE_CHECKING:  # a checker that sees this takes every misspelt name
+
+    def __getattr__(name: str) -> object:
+        raise AttributeError(
+            f"soatfast.compat.torchattacks has no {name}; it has {', '.join(__all__)}. "
+            f"Take {name} from torchattacks itself"
+        )

@@ -29,7 +29,7 @@ class Files:
 
     def save(
         self,
-        data_loader: DataLoader,
+        data_loader: DataLoader[Any],
         save_path: str | Path | None = None,
         verbose: bool = True,
         return_verbose: bool = False,
@@ -126,7 +126,7 @@ class Files:
         normalize: dict[str, Sequence[float]] | None = None,
         load_predictions: bool = False,
         load_clean_inputs: bool = False,
-    ) -> DataLoader:
+    ) -> DataLoader[Any]:
         """A loader of a saved file: adversarial images, labels, then predictions and clean images if asked for.
 
         Tensors only are read, so that a file cannot run code. normalize: {"mean", "std"} to normalise images with.
