@@ -17,36 +17,41 @@ from soatfast.runs.table import Column, Table
 
 @dataclass(frozen=True)
 class AttackResult:
-    """One attack's figures and, of each sample in the loader's order, its record.
+    """One attack's figures, and the record of each of the N samples, in the loader's order.
 
-    accuracy: share of the samples that are right on clean input and that no example of this attack fools. passes:
-    those that were made, scoring of the final examples included; saved: the sample passes that the same run on every
-    sample to its end would have cost on top, at least (an attack that stops once all samples are solved, as SOAE, is
-    stopped earlier by samples that have left). seconds: wall time.
-
-    correct: not fooled. attacked: the attack was run on it. prediction, margin (z_y - max_{j != y} z_j), norm (of
-    x_adv - x, in the attack's p): of the first example that fools the sample, else of the final one; where the sample
-    was not attacked, of the example known before. forward, backward: its passes (in equal shares, where an attack asks
-    about parts of a batch). first: the number of the attack's forward that fooled it, from 1; 0 where none did, or
-    where the attack is not watched. psnr, ssim: of the same example as norm, inf and 1 where it is the clean image
-    itself; NaN where they were not measured (torchmetrics is missing, no images, SSIM of images under 11 x 11 pixels).
+    prediction, margin, norm, psnr and ssim are of one example of each sample: the first that fools it, else the final
+    one; where the sample was not attacked, the example known before.
     """
 
     name: str
     accuracy: float
+    """Share of the samples that are right on clean input and that no example of this attack fools."""
     passes: Passes
+    """Those that were made, scoring of the final examples included."""
     saved: Passes
+    """Sample passes that the same run on every sample to its end would have cost on top, at least."""
     seconds: float
+    """Wall time."""
     prediction: np.ndarray = field(repr=False)
+    """(N,) class that the model gives the example."""
     margin: np.ndarray = field(repr=False)
+    """(N,) z_y - max_{j != y} z_j of the example."""
     norm: np.ndarray = field(repr=False)
+    """(N,) norm of x_adv - x, in the attack's p."""
     correct: np.ndarray = field(repr=False)
+    """(N,) bool: not fooled."""
     attacked: np.ndarray = field(repr=False)
+    """(N,) bool: the attack was run on the sample."""
     forward: np.ndarray = field(repr=False)
+    """(N,) forwards of the sample; equal shares where an attack asks about parts of a batch."""
     backward: np.ndarray = field(repr=False)
+    """(N,) backwards to the input, likewise."""
     first: np.ndarray = field(repr=False)
+    """(N,) number of the attack's forward that fooled the sample, from 1; 0: none did, or the attack is not watched."""
     psnr: np.ndarray = field(repr=False)
+    """(N,) in dB; inf where the example is the clean image, NaN where it was not measured."""
     ssim: np.ndarray = field(repr=False)
+    """(N,) 1 where the example is the clean image, NaN where not measured (no torchmetrics, images under 11 x 11)."""
 
     @property
     def quality(self) -> tuple[float | None, float | None]:
@@ -66,15 +71,16 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """label: (N,). results: "clean" and each attack, in the order in which they were run; options: what made it.
-
-    worst_case: share of the samples that nothing fooled.
-    """
+    """The result of each attack of an evaluation, and of all of them together."""
 
     label: np.ndarray = field(repr=False)
+    """(N,) true classes."""
     results: dict[str, AttackResult]
+    """The samples without an attack, "clean", and each attack, in the order in which they were run."""
     worst_case: float
+    """Share of the samples that nothing fooled."""
     options: dict[str, Any] = field(repr=False)
+    """What the evaluation was asked for."""
 
     def __getitem__(self, name: str) -> AttackResult:
         return self.results[name]

@@ -19,21 +19,16 @@ PARTS = (*_PRECISIONS, *_FLAGS)
 
 @dataclass(frozen=True)
 class Engine:
-    """What :func:`parse` makes of a name.
-
-    precision: the passes run under autocast to it, without "compile" and "graph" with weights cast once an attack.
-        x, the gradient and every result keep x's dtype.
-    channels_last: images, and for the time of the attack the convolutions' weights, lie in memory channels last.
-    compile: the model's forward goes through torch.compile. The model's own hooks run as ever; one that an inner module
-        gets after the first compiled pass may not be seen, as torch.compile does not look for them again.
-    graph: gradients and whole attacks are CUDA graphs (:mod:`soatfast.gradients.graphs`). On CUDA only, with the
-        objectives "ce" and "margin".
-    """
+    """How passes are run, as :func:`parse` reads it from a name. x, the gradient and every result keep x's dtype."""
 
     precision: torch.dtype | None = None
+    """Autocast to it. Without "compile" and "graph" the weights are cast once an attack."""
     channels_last: bool = False
+    """Images lie in memory channels last, and for the time of the attack the convolutions' weights too."""
     compile: bool = False
+    """The model's forward goes through torch.compile, which does not see a hook added to an inner module later."""
     graph: bool = False
+    """Gradients and whole attacks are CUDA graphs (:mod:`soatfast.gradients.graphs`): objectives "ce" and "margin"."""
 
 
 @functools.cache
