@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,7 @@ class Passes:
     __rmul__ = __mul__
 
     def _values(self) -> tuple[int, ...]:
-        return (
-            self.forward,
-            self.backward_input,
-            self.backward_parameters,
-            self.forward_samples,
-            self.backward_input_samples,
-            self.backward_parameters_samples,
-        )
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 def passes_of(batch: int = 1, *, forward: int = 0, backward_input: int = 0, backward_parameters: int = 0) -> Passes:
@@ -100,14 +93,7 @@ class PassCounter:
 
     def total(self) -> Passes:
         """The counts so far, as a value that compares with ``attack.passes(batch)``."""
-        return Passes(
-            self.forward,
-            self.backward_input,
-            self.backward_parameters,
-            self.forward_samples,
-            self.backward_input_samples,
-            self.backward_parameters_samples,
-        )
+        return Passes(*(getattr(self, field.name) for field in fields(Passes)))
 
     def __repr__(self) -> str:
         return repr(self.total()).replace("Passes", "PassCounter")
