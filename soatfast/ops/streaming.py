@@ -12,6 +12,7 @@ from soatfast.ops.arguments import (
     Layout,
     box,
     boxed_order,
+    check_between,
     check_number,
     finite_number,
     labelled,
@@ -163,8 +164,7 @@ def frank_wolfe_step(
     >>> x_adv, gap
     (tensor([[0.6000, 0.4000]]), tensor([0.3000]))
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
+    gamma = check_between(gamma, "gamma", 0, 1)
     layout = Layout(x)
     number, tensor = per_sample(eps, "eps", x)
     v_new, probe, gap = kernel("frank_wolfe_step")(

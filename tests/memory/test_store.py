@@ -339,7 +339,7 @@ def test_bad_batches():
     ("change", "error", "message"),
     [
         ({"samples": 0}, ValueError, "samples"),
-        ({"samples": 2.0}, ValueError, "samples"),
+        ({"samples": 2.0}, TypeError, "samples must be a whole number"),
         ({"shape": ()}, ValueError, "shape"),
         ({"shape": (3, 0)}, ValueError, "shape"),
         ({"dtype": torch.float16}, ValueError, "dtype must be one of.*int8.*got torch.float16"),

@@ -100,9 +100,9 @@ def test_huge_and_tiny_gradients_scale_the_gap_only(p: float) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"gamma": -0.1}, ValueError, r"gamma must be in \[0, 1\]"),
-        ({"gamma": 1.5}, ValueError, r"gamma must be in \[0, 1\]"),
-        ({"gamma": math.nan}, ValueError, r"gamma must be in \[0, 1\]"),
+        ({"gamma": -0.1}, ValueError, r"gamma must be a number in \[0, 1\]"),
+        ({"gamma": 1.5}, ValueError, r"gamma must be a number in \[0, 1\]"),
+        ({"gamma": math.nan}, ValueError, r"gamma must be a number in \[0, 1\]"),
         ({"h": -1.0}, ValueError, "h must be finite and > 0"),
         ({"bounds": (1.0, 0.0)}, ValueError, r"bounds must be \(lower, upper\)"),
         ({"bounds": (0.0, math.nan)}, ValueError, r"bounds must be \(lower, upper\)"),
