@@ -47,7 +47,7 @@ from torch import Tensor, nn
 
 from soatfast import ops
 from soatfast.attacks import PGD, FrankWolfe
-from soatfast.attacks.catalogue import Task
+from soatfast.attacks.task import Task
 from soatfast.commands.methods import METHODS
 from soatfast.evaluate import Column, Table, accuracy
 from soatfast.evaluate.accuracies import batches, gather
@@ -209,8 +209,8 @@ class Study:
 def loss_of(choice: Any, task: Task, epochs: int, clock: Clock) -> Loss:
     """The loss of a row of TRAININGS; all but PGD-10's are `soatfast compare`'s SCORPIO."""
     if choice is None:
-        return METHODS["pgd10"].loss(task)
-    base = METHODS["scorpio"].loss(task)
+        return METHODS["pgd10"].make(task)
+    base = METHODS["scorpio"].make(task)
     if isinstance(choice, int):
         return base.with_steps(choice)
     if isinstance(choice, tuple):

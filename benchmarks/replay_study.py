@@ -21,7 +21,8 @@ from typing import Any
 
 import tyro
 
-from soatfast.commands.compare import CompareConfig, compare
+from soatfast.commands.compare import CompareConfig
+from soatfast.commands.compare import run as compare
 from soatfast.commands.methods import METHODS
 from soatfast.runs.figures import clear_axes, figure
 from soatfast.runs.progress import make_progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,11 @@ from soatfast.attacks.base import Attack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops.arguments import check_number, check_radius, check_steps
+
+
+def noise_sigma(shape: Sequence[int]) -> float:
+    """The authors' noise for images of this shape: 0.7 for grey ones (1, H, W), else 100/255."""
+    return 0.7 if len(shape) == 3 and shape[0] == 1 else 100 / 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +35,14 @@ class ASOD(Attack):
     Args:
         steps: gradient steps.
         samples: draws u_j a step.
-        sigma: standard deviation of the noise, in input units, >= 0.
+        sigma: standard deviation of the noise, in input units, >= 0; None: :func:`noise_sigma` of the images.
         step_size: in input units; None: eps/10 for p = inf, else 2.5 eps / steps.
         generator: random numbers of the noise; on x's device.
 
     p is 1, 2 or math.inf. Noisy points are not clamped; the iterate is kept in the box at each step, as in
     :class:`~soatfast.attacks.PGD`, where the code clips once at the end.
 
-    Defaults: the authors' code, 20 steps of 10 draws, sigma 100/255 for CIFAR-10 (0.7 for MNIST), step eps/10. For
+    Defaults: the authors' code, 20 steps of 10 draws, sigma 0.7 for MNIST and 100/255 for CIFAR-10, step eps/10. For
     p = 2 the code raises a margin, ``objective="margin"``.
 
     Passes: steps * samples forwards and as many backwards to the input.
@@ -51,9 +57,11 @@ class ASOD(Attack):
 
     steps: int = 20
     samples: int = 10
-    sigma: float = 100 / 255
+    sigma: float | None = None
     step_size: float | Tensor | None = None
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
+
+    watchable = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +69,8 @@ class ASOD(Attack):
             raise ValueError(f"p must be 1, 2 or math.inf for ASOD, got {self.p!r}")
         check_steps(self.steps)
         check_steps(self.samples, "samples")
-        check_number(self.sigma, "sigma", above=False)
+        if self.sigma is not None:
+            check_number(self.sigma, "sigma", above=False)
         if self.step_size is not None:
             check_radius(self.step_size, "step_size")
 
@@ -77,10 +86,11 @@ class ASOD(Attack):
 
     def _summed(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
         """The gradients at the noisy points, summed."""
+        sigma = noise_sigma(x.shape[1:]) if self.sigma is None else self.sigma
         total = torch.zeros_like(x)
         for _ in range(self.samples):
             noise = torch.empty_like(x).normal_(generator=self.generator)
-            total += oracle.gradient(x + self.sigma * noise, y)
+            total += oracle.gradient(x + sigma * noise, y)
         return total
 
     def passes(self, batch: int = 1) -> Passes:

@@ -128,6 +128,10 @@ class Attack:
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         raise NotImplementedError
 
+    watchable: ClassVar[bool] = False
+    """Whether it asks the model about the whole batch each time, sample i in row i (or in the rows i, B + i, ... of a
+    stacked batch), each sample by itself: an evaluation can then note, and leave out, what is fooled on the way."""
+
     _recordable: ClassVar[bool] = False
     """Whether all of _perturb runs on the device, so that it can be one CUDA graph."""
 

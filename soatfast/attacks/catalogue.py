@@ -1,71 +1,218 @@
-"""Every attack that commands and tables know by name: one row each."""
+"""Every attack that commands, the standard suite and docs/systems.md know by name: one row each.
+
+A row holds what is said nowhere else: the name, the paper, the pass formula, the test that is its oracle. The classes
+themselves can also be named on the command line, with options (`soatfast.commands.options`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
-from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, SimBA, named
+from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, NearPGD, SimBA, TargetedPGD, named
 from soatfast.attacks.autoattack import AutoAttack
-from soatfast.memory.crops import CropFlip
-from soatfast.memory.store import PerturbationMemory
+from soatfast.attacks.task import Task
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a method is made for: the ball, and the training set."""
+class Facts:
+    """What docs/systems.md says of a row, and what its test holds.
 
-    eps: float
-    samples: int
-    shape: tuple[int, ...]
-    p: float = math.inf
-    augment: CropFlip | None = None
-    classes: int = 10
+    passes: forwards, backwards to the input and to the parameters, as sums and products of the letters in `at`.
+    oracle: a file under tests/ that compares it with something computed in another way.
+    """
 
-    def memory(self, dtype: torch.dtype = torch.int8) -> PerturbationMemory:
-        """Where the training will run."""
-        return PerturbationMemory(self.samples, self.shape, dtype, PartialState().device, augment=self.augment)
+    paper: str
+    passes: tuple[str, str, str]
+    oracle: str
+    at: Mapping[str, int] = field(default_factory=dict)
 
 
-def noise_sigma(t: Task) -> float:
-    """STN's noise: the paper's for grey digits and for colour images."""
-    return 0.7 if t.shape[0] == 1 else 100 / 255
+@dataclass(frozen=True)
+class Row:
+    """One attack or loss.
+
+    name: on the command line. label: in tables. make: the attack or loss for a task.
+    facts: None for a row that differs from another one in its number of steps only, and for foreign code.
+    """
+
+    name: str
+    label: str
+    make: Callable[[Task], Any]
+    facts: Facts | None = None
 
 
-ATTACKS: dict[str, tuple[str, Callable[[Task], Any]]] = {
-    "clean": ("clean %", lambda t: None),
-    "fgsm": ("FGSM %", lambda t: FGSM(eps=t.eps, p=t.p)),
-    "pgd40": ("PGD-40 %", lambda t: PGD(eps=t.eps, p=t.p, steps=40)),
-    "quadratic": ("quadratic %", lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3)),
-    "soae": ("SOAE Newton %", lambda t: SOAE(eps=t.eps, p=t.p, max_dim=9)),
-    "soae-tr": ("SOAE tr %", lambda t: SOAE(eps=t.eps, p=t.p, variant="tr", steps=8, max_dim=4)),
-    "haat": ("HAAT %", lambda t: HAAT(eps=t.eps, p=t.p, steps=7)),
-    "asod": ("ASOD %", lambda t: ASOD(eps=t.eps, p=t.p, sigma=noise_sigma(t))),
-    "mifgsm": ("MI-FGSM %", lambda t: MIFGSM(eps=t.eps, p=t.p)),
-    "simba": ("SimBA %", lambda t: SimBA(eps=t.eps, p=t.p, steps=min(200, math.prod(t.shape)))),
-    "pgd20": ("PGD-20 %", lambda t: PGD(eps=t.eps, p=t.p, steps=20)),
-    "ul": ("UL %", lambda t: named.UL(eps=t.eps, p=t.p)),
-    "tl": ("TL %", lambda t: named.TL(eps=t.eps, p=t.p, classes=t.classes)),
-    "um": ("UM %", lambda t: named.UM(eps=t.eps, p=t.p)),
-    "tm": ("TM %", lambda t: named.TM(eps=t.eps, p=t.p, classes=t.classes)),
-    "um20": ("UM-20 %", lambda t: named.UM(eps=t.eps, p=t.p, steps=20)),
-    "um40": ("UM-40 %", lambda t: named.UM(eps=t.eps, p=t.p, steps=40)),
-    "um100": ("UM-100 %", lambda t: named.UM(eps=t.eps, p=t.p, steps=100)),
-    "autoattack": ("AutoAttack %", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes)),
-}
-"""Evaluation columns: key -> (header, attack)."""
+@dataclass(frozen=True)
+class AttackRow(Row):
+    """One attack.
+
+    suite: whether the standard suite runs it. norms: the orders p that it knows.
+    full: fields with which it makes every pass of the formula, where it otherwise stops early.
+    """
+
+    suite: bool = False
+    norms: tuple[float, ...] = (1, 2, math.inf)
+    full: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SCORPIO = "arXiv 2009.04923"
+_STEPS, _WOLFE, _SECOND = ("K", "K", "0"), ("N + 1", "N + 1", "0"), ("T * (1 + m)", "T * (1 + m)", "0")
+_ROUND: tuple[float, ...] = (2, math.inf)
+_PGD, _NAMED, _FW, _SOAE = (f"attacks/test_{name}.py" for name in ("pgd", "named", "frank_wolfe", "soae"))
+
 # SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40; ASOD makes 200.
-QUICK = ("clean", "fgsm", "pgd40", "quadratic")
-
-
-def check_ball(eps: float, p: float) -> None:
-    """Raise ValueError unless all methods and attacks of the tables know this ball."""
-    if p not in (2, math.inf):
-        raise ValueError(f"p must be 2 or inf, got {p}")
-    if not 0 <= eps < math.inf or (p == math.inf and eps > 1):
-        raise ValueError(f"eps must be finite and at least 0, and for p = inf at most 1, got {eps}")
+ATTACKS: tuple[AttackRow, ...] = (
+    AttackRow(
+        "fgsm",
+        "FGSM",
+        lambda t: FGSM(eps=t.eps, p=t.p),
+        Facts("Goodfellow et al. 2015", ("1", "1", "0"), _PGD),
+        suite=True,
+    ),
+    AttackRow(
+        "pgd40",
+        "PGD-40",
+        lambda t: PGD(eps=t.eps, p=t.p, steps=40),
+        Facts("Madry et al. 2018", ("R * K", "R * K", "0"), _PGD, {"R": 1, "K": 40}),
+        suite=True,
+    ),
+    AttackRow(
+        "quadratic",
+        "quadratic",
+        lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3),
+        Facts(_SCORPIO, _WOLFE, _FW, {"N": 3}),
+        suite=True,
+    ),
+    AttackRow(
+        "soae",
+        "SOAE Newton",
+        lambda t: SOAE(eps=t.eps, p=t.p, steps=4, max_dim=9),
+        Facts("arXiv 2207.01396", _SECOND, _SOAE, {"T": 4, "m": 9}),
+        suite=True,
+        full={"rtol": 0},
+    ),
+    AttackRow(
+        "soae-tr",
+        "SOAE tr",
+        lambda t: SOAE(eps=t.eps, p=t.p, variant="tr", steps=8, max_dim=4),
+        Facts("none; after arXiv 2207.01396", _SECOND, _SOAE, {"T": 8, "m": 4}),
+        suite=True,
+        full={"rtol": 0},
+    ),
+    AttackRow(
+        "haat",
+        "HAAT",
+        lambda t: HAAT(eps=t.eps, p=t.p, steps=7),
+        Facts("HAAT report", ("T * (1 + k)", "T * (1 + k)", "0"), "attacks/test_haat.py", {"T": 7, "k": 5}),
+        suite=True,
+        norms=(math.inf,),
+    ),
+    AttackRow(
+        "ul",
+        "UL",
+        lambda t: named.UL(eps=t.eps, p=t.p),
+        Facts(_SCORPIO, _STEPS, _NAMED, {"K": 10}),
+        suite=True,
+        norms=_ROUND,
+    ),
+    AttackRow(
+        "tl",
+        "TL",
+        lambda t: named.TL(eps=t.eps, p=t.p, classes=t.classes),
+        Facts(_SCORPIO, _STEPS, _NAMED, {"K": 10}),
+        suite=True,
+        norms=_ROUND,
+    ),
+    AttackRow(
+        "um",
+        "UM",
+        lambda t: named.UM(eps=t.eps, p=t.p),
+        Facts(_SCORPIO, _STEPS, _NAMED, {"K": 10}),
+        suite=True,
+        norms=_ROUND,
+    ),
+    AttackRow(
+        "tm",
+        "TM",
+        lambda t: named.TM(eps=t.eps, p=t.p, classes=t.classes),
+        Facts(_SCORPIO, _STEPS, _NAMED, {"K": 10}),
+        suite=True,
+        norms=_ROUND,
+    ),
+    AttackRow(
+        "mifgsm",
+        "MI-FGSM",
+        lambda t: MIFGSM(eps=t.eps, p=t.p),
+        Facts("Dong et al. 2018", _STEPS, "attacks/test_mifgsm.py", {"K": 10}),
+        suite=True,
+        norms=_ROUND,
+    ),
+    AttackRow(
+        "asod",
+        "ASOD",
+        lambda t: ASOD(eps=t.eps, p=t.p),
+        Facts("arXiv 1809.03113", ("T * S", "T * S", "0"), "attacks/test_asod.py", {"T": 20, "S": 10}),
+        suite=True,
+    ),
+    AttackRow(
+        "simba",
+        "SimBA",
+        lambda t: SimBA(eps=t.eps, p=t.p, steps=min(200, math.prod(t.shape))),
+        Facts("Guo et al. 2019", ("2 * T + 1", "0", "0"), "attacks/test_simba.py", {"T": 200}),
+        suite=True,
+        full={"early_stop": False, "compact": False},
+    ),
+    AttackRow("pgd20", "PGD-20", lambda t: PGD(eps=t.eps, p=t.p, steps=20)),
+    AttackRow(
+        "pgd20-best",
+        "PGD-20, best of 2",
+        lambda t: PGD(eps=t.eps, p=t.p, steps=20, restarts=2, best=True),
+        Facts("Madry et al. 2018", ("R * (K + 1)", "R * K", "0"), _PGD, {"R": 2, "K": 20}),
+    ),
+    AttackRow(
+        "near-pgd",
+        "PGD-10 near x",
+        lambda t: NearPGD(eps=t.eps, p=t.p, steps=10),
+        Facts("Zhang et al. 2019, Wang et al. 2020", _STEPS, "losses/test_trades.py", {"K": 10}),
+        norms=_ROUND,
+    ),
+    AttackRow("um20", "UM-20", lambda t: named.UM(eps=t.eps, p=t.p, steps=20), norms=_ROUND),
+    AttackRow("um40", "UM-40", lambda t: named.UM(eps=t.eps, p=t.p, steps=40), norms=_ROUND),
+    AttackRow("um100", "UM-100", lambda t: named.UM(eps=t.eps, p=t.p, steps=100), norms=_ROUND),
+    AttackRow(
+        "least-likely",
+        "least likely class",
+        lambda t: TargetedPGD(eps=t.eps, p=t.p, steps=10, rule="least-likely"),
+        Facts("Kurakin et al. 2017", ("K + 1", "K", "0"), _NAMED, {"K": 10}),
+    ),
+    AttackRow(
+        "quadratic-cd",
+        "quadratic CD",
+        lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3, scheme="cd"),
+        Facts(_SCORPIO, _WOLFE, _FW, {"N": 3}),
+    ),
+    AttackRow(
+        "quadratic-exact",
+        "quadratic exact",
+        lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3, scheme="exact"),
+        Facts(_SCORPIO, ("1", "N + 1", "0"), _FW, {"N": 3}),
+    ),
+    AttackRow(
+        "quadratic-box",
+        "quadratic, ball and box",
+        lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3, in_box=True, init="lmo", h=1.0),
+        Facts("none; after arXiv 2009.04923", _WOLFE, _FW, {"N": 3}),
+        norms=(math.inf,),
+    ),
+    AttackRow(
+        "soae-gn",
+        "SOAE Gauss-Newton",
+        lambda t: SOAE(eps=t.eps, p=t.p, steps=4, variant="tr", scheme="gn"),
+        Facts("none; after arXiv 2207.01396", ("T", "T * (C - 1)", "0"), _SOAE, {"T": 4, "C": 10}),
+    ),
+    AttackRow(
+        "autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes or 10), norms=_ROUND
+    ),
+)

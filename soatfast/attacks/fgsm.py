@@ -31,6 +31,7 @@ class FGSM(Attack):
     tensor([0.2500])
     """
 
+    watchable = True
     _recordable = True
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:

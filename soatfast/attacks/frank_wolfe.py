@@ -77,6 +77,7 @@ class FrankWolfe(Attack):
     in_box: bool = False
     tol: float | None = None
 
+    watchable = True
     _recordable = True
 
     def __post_init__(self) -> None:

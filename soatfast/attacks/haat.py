@@ -60,6 +60,8 @@ class HAAT(SecondOrderAttack):
     random_start: bool = False
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
+    watchable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.p != math.inf:

@@ -46,6 +46,7 @@ class MIFGSM(Attack):
     step_size: float | Tensor | None = None
     decay: float = 1.0
 
+    watchable = True
     _recordable = True
 
     def __post_init__(self) -> None:

@@ -60,6 +60,7 @@ class PGD(Attack):
     best: bool = False
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
+    watchable = True
     _recordable = True
 
     def __post_init__(self) -> None:

@@ -80,6 +80,8 @@ class SOAE(SecondOrderAttack):
     check_every: int | None = 1
     compact: bool = False
 
+    watchable = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps(self.steps)

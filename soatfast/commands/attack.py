@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from soatfast.attacks.autoattack import require_torchattacks
-from soatfast.attacks.catalogue import ATTACKS, Task, check_ball
-from soatfast.commands.options import ATTACK_CLASSES, Choice, subcommands
+from soatfast.attacks.task import Task
+from soatfast.commands.methods import ATTACKS
+from soatfast.commands.options import Choice, Chosen, attack_classes, check_torchattacks, subcommands
 from soatfast.gradients.passes import Passes, count_passes
-from soatfast.runs import files
+from soatfast.runs import files, parts
 from soatfast.runs.errors import UserError
 from soatfast.runs.files import fingerprint
 from soatfast.runs.folder import OPTIONS, check_options, remove_command, write_options
@@ -32,14 +32,13 @@ from soatfast.train.models import MODELS
 from soatfast.train.subject import Subject
 
 EXAMPLES, RESULTS, SHOWN = "adversarial.npz", "attack.json", "attack.md"
-_PARTS = "parts"
 _DEFAULT = "pgd40"
-_NAMES = tuple(name for name in ATTACKS if name != "clean")
+CLASSES = attack_classes(ATTACKS.values())
 
 if TYPE_CHECKING:
-    Own = Choice | None
+    AtEnd = Choice | None
 else:
-    Own = subcommands(ATTACK_CLASSES, "the attack that --attack names")
+    AtEnd = subcommands(CLASSES, "the attack that --attack names")
 
 
 @dataclass(frozen=True)
@@ -64,18 +63,11 @@ class AttackConfig(Start):
     """Samples attacked at a time, and kept through an interruption."""
     seed: int = 0
     """Of random starts; and of the weights of a model that sets its own."""
-    own: Own = None
+    at_end: AtEnd = None
     """An attack by class name."""
 
     def __post_init__(self) -> None:
-        if self.attack not in _NAMES:
-            raise ValueError(f"attack must be one of {', '.join(_NAMES)}, got {self.attack!r}")
-        if self.own is None:
-            check_ball(self.eps, self.p)
-        elif self.attack != _DEFAULT:
-            raise ValueError(f"either --attack {self.attack} or {self.own.of.__name__} at the end, got both")
-        else:
-            self.own.make(self.eps, self.p)
+        self.chosen.check(self.eps, self.p)
         if self.split not in ("test", "train"):
             raise ValueError(f"split must be test or train, got {self.split!r}")
         if self.batch_size < 1 or (self.samples is not None and self.samples < 1):
@@ -84,35 +76,17 @@ class AttackConfig(Start):
             raise ValueError(f"weights are needed: {self.subject.model} without them is not trained")
 
     @property
-    def label(self) -> str:
-        return ATTACKS[self.attack][0].removesuffix(" %") if self.own is None else self.own.of.__name__
+    def chosen(self) -> Chosen:
+        return Chosen("attack", ATTACKS, self.attack, _DEFAULT, self.at_end)
 
     def make(self, data: Data) -> Any:
         """The attack itself."""
-        if self.own is not None:
-            return self.own.make(self.eps, self.p)
-        if self.attack == "autoattack":  # asked now, and not where it is first used
-            try:
-                require_torchattacks()
-            except ImportError as error:
-                raise UserError(str(error)) from error
-        return ATTACKS[self.attack][1](Task(self.eps, 0, data.shape, self.p, classes=data.classes))
+        if self.attack == "autoattack":
+            check_torchattacks()
+        return self.chosen.make(Task(self.eps, 0, data.shape, self.p, classes=data.classes))
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One batch: the examples, the predictions without and with the attack, and what the attack cost."""
-
-    x_adv: np.ndarray
-    y: np.ndarray
-    clean: np.ndarray
-    attacked: np.ndarray
-    distance: np.ndarray
-    passes: np.ndarray
-    seconds: np.ndarray
-
-
-def attack(config: AttackConfig, progress: Progress | None = None) -> Table:
+def run(config: AttackConfig, progress: Progress | None = None) -> Table:
     """Attack every sample, also those that are wrong already; write the examples and the figures; return the table.
 
     The folder: adversarial.npz (x_adv (N, ...) float32, y, prediction_clean, prediction, classes; no pickles in it, and
@@ -122,6 +96,7 @@ def attack(config: AttackConfig, progress: Progress | None = None) -> Table:
     progress = progress or Progress()
     folder = config.run_dir
     config.check_start(folder, OPTIONS)
+    progress.wrote(folder, EXAMPLES, OPTIONS, RESULTS, SHOWN)
     files.make_writable(folder)
     data = config.subject.load_data()
     attacker = config.make(data)
@@ -130,22 +105,22 @@ def attack(config: AttackConfig, progress: Progress | None = None) -> Table:
     model = config.subject.make_model(data).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     options = _options(config, data, attacker, model, len(samples))  # type: ignore[arg-type]
     if config.fresh:
-        remove_command(folder, "attack", "an attack", _PARTS, EXAMPLES, RESULTS, SHOWN)
+        remove_command(folder, "attack", "an attack", parts.FOLDER, EXAMPLES, RESULTS, SHOWN)
     if check_options(folder, options) and (folder / RESULTS).is_file() and (folder / EXAMPLES).is_file():
-        progress.stage(config.label, 0, 1)
+        progress.stage(config.chosen.label, 0, 1)
         progress.note("attacked already")
         return _table(config, files.read_json(folder / RESULTS))
     write_options(folder, options)
     whole = _whole(_attack_all(config, attacker, model, samples, progress))
-    passes = dict(zip((f.name for f in dataclasses.fields(Passes)), whole.passes.tolist(), strict=True))
+    passes = dict(zip((f.name for f in dataclasses.fields(Passes)), whole["passes"].tolist(), strict=True))
     results = _results(config, whole, passes, options)
-    arrays = {"x_adv": whole.x_adv, "y": whole.y, "prediction_clean": whole.clean, "prediction": whole.attacked}
+    arrays = {name: whole[name].numpy() for name in ("x_adv", "y", "prediction_clean", "prediction")}
     _save(folder / EXAMPLES, {**arrays, "classes": np.array(data.classes)})
     write_options(folder, options, passes)
     files.write_json(folder / RESULTS, results)
     table = _table(config, results)
     files.write_text(folder / SHOWN, table.to_markdown())
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)
+    shutil.rmtree(folder / parts.FOLDER, ignore_errors=True)
     return table
 
 
@@ -171,23 +146,21 @@ def _options(config: AttackConfig, data: Data, attacker: Any, model: nn.Module, 
 
 def _attack_all(
     config: AttackConfig, attacker: Any, model: nn.Module, samples: Dataset[Any], progress: Progress
-) -> list[_Part]:
-    parts = config.run_dir / _PARTS
-    parts.mkdir(exist_ok=True)
+) -> list[dict[str, Tensor]]:
+    """A part for each batch: examples, predictions, and what the attack cost; finished ones are read again."""
     count = len(samples)  # type: ignore[arg-type]
     starts = range(0, count, config.batch_size)
     found = []
     for i, start in enumerate(starts):
         end = min(start + config.batch_size, count)
-        progress.stage(f"{config.label}, samples {start + 1} to {end} of {count}", i, len(starts))
-        path = parts / f"{i:06d}.npz"
-        part = _kept(path)
-        if part is None:
+        progress.stage(f"{config.chosen.label}, samples {start + 1} to {end} of {count}", i, len(starts))
+
+        def make(i: int = i, start: int = start, end: int = end) -> dict[str, Tensor]:
             with torch.random.fork_rng():
                 torch.manual_seed(config.seed * 1_000_003 + i)
-                part = _attack_batch(attacker, model, *_batch(samples, start, end), config.p)
-            _save(path, vars(part))
-        found.append(part)
+                return _attack_batch(attacker, model, *_batch(samples, start, end), config.p)
+
+        found.append(parts.kept(config.run_dir / parts.FOLDER / f"{i:06d}.safetensors", {"start": start}, make))
     return found
 
 
@@ -199,7 +172,7 @@ def _batch(samples: Dataset[Any], start: int, end: int) -> tuple[Tensor, Tensor]
     return x, y
 
 
-def _attack_batch(attacker: Any, model: nn.Module, x: Tensor, y: Tensor, p: float) -> _Part:
+def _attack_batch(attacker: Any, model: nn.Module, x: Tensor, y: Tensor, p: float) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     x, y = x.to(device), y.to(device)
     before = _predict(model, x)
@@ -210,9 +183,9 @@ def _attack_batch(attacker: Any, model: nn.Module, x: Tensor, y: Tensor, p: floa
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     distance = torch.linalg.vector_norm((x_adv - x).flatten(1).double(), ord=p, dim=1).amax()
-    counted = np.array(dataclasses.astuple(passes.total()))
-    tensors = (x_adv, y, before, _predict(model, x_adv), distance)
-    return _Part(*[t.cpu().numpy() for t in tensors], *[counted, np.array(seconds)])
+    counted = torch.tensor(dataclasses.astuple(passes.total()))
+    made = {"x_adv": x_adv, "y": y, "prediction_clean": before, "prediction": _predict(model, x_adv)}
+    return {**made, "distance": distance, "passes": counted, "seconds": torch.tensor(seconds, dtype=torch.float64)}
 
 
 def _predict(model: nn.Module, x: Tensor) -> Tensor:
@@ -220,41 +193,35 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
         return model(x).argmax(1)  # type: ignore[no-any-return]
 
 
-def _kept(path: Path) -> _Part | None:
-    """A finished batch of an earlier sitting, if it is whole."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return _Part(**{f.name: file[f.name] for f in dataclasses.fields(_Part)})
-    except Exception:  # not there, or damaged in any of NumPy's ways: attacked again
-        return None
-
-
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write the whole NPZ or nothing."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + files.PARTIAL)
     with partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     os.replace(partial, path)
 
 
-def _whole(parts: list[_Part]) -> _Part:
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("x_adv", "y", "clean", "attacked")}
-    distance = np.array(max(float(p.distance) for p in parts))
-    passes, seconds = (np.sum([getattr(p, name) for p in parts], axis=0) for name in ("passes", "seconds"))
-    return _Part(**joined, distance=distance, passes=passes, seconds=seconds)
+def _whole(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    joined = {name: torch.cat([p[name] for p in found]) for name in ("x_adv", "y", "prediction_clean", "prediction")}
+    distance = torch.stack([p["distance"] for p in found]).amax()
+    passes, seconds = (torch.stack([p[name] for p in found]).sum(0) for name in ("passes", "seconds"))
+    return {**joined, "distance": distance, "passes": passes, "seconds": seconds}
 
 
-def _results(config: AttackConfig, whole: _Part, passes: dict[str, int], options: dict[str, Any]) -> dict[str, Any]:
-    right = whole.clean == whole.y
+def _results(
+    config: AttackConfig, whole: dict[str, Tensor], passes: dict[str, int], options: dict[str, Any]
+) -> dict[str, Any]:
+    y = whole["y"]
+    right = whole["prediction_clean"] == y
     return {
         "config": files.describe(config),
         "attack": options["attack"],
-        "samples": len(whole.y),
-        "clean": float(right.mean()),
-        "attacked": float((right & (whole.attacked == whole.y)).mean()),
-        "largest_distance": float(whole.distance),
+        "samples": len(y),
+        "clean": float(right.double().mean()),
+        "attacked": float((right & (whole["prediction"] == y)).double().mean()),
+        "largest_distance": float(whole["distance"]),
         "passes": passes,
-        "seconds": float(whole.seconds),
+        "seconds": float(whole["seconds"]),
     }
 
 
@@ -270,7 +237,7 @@ def _table(config: AttackConfig, results: dict[str, Any]) -> Table:
     ]
     count, passes = results["samples"], results["passes"]
     row = {
-        "attack": config.label,
+        "attack": config.chosen.label,
         "clean": 100 * results["clean"],
         "attacked": 100 * results["attacked"],
         "distance": results["largest_distance"],

@@ -56,7 +56,7 @@ class BenchConfig(Start):
             raise ValueError(f"only chooses among the checkout's benchmarks, without quick, got {', '.join(self.only)}")
 
 
-def bench(config: BenchConfig, progress: Progress | None = None, checkout: Path = _CHECKOUT) -> str:
+def run(config: BenchConfig, progress: Progress | None = None, checkout: Path = _CHECKOUT) -> str:
     """Run them; write bench.json, bench.md and options.json; return the Markdown table.
 
     Raises UserError: `only` names no benchmark, pytest-benchmark is not installed, or a benchmark failed.
@@ -79,6 +79,7 @@ def bench(config: BenchConfig, progress: Progress | None = None, checkout: Path 
     else:
         text = _full(config.run_dir, names, checkout, progress)
     files.write_text(config.run_dir / SHOWN, text)
+    progress.wrote(config.run_dir, SHOWN, RESULTS, OPTIONS)
     return text
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
-from soatfast.attacks.autoattack import require_torchattacks
-from soatfast.attacks.catalogue import ATTACKS, QUICK, Task, check_ball
+from soatfast.attacks.task import Task, check_ball
 from soatfast.commands import papers
-from soatfast.commands.methods import BASELINE, DEMO, METHODS, suited, with_engine
+from soatfast.commands.methods import BASELINE, COLUMNS, DEMO, METHODS, QUICK, suited, with_engine
+from soatfast.commands.options import check_norm, check_torchattacks, nearest
 from soatfast.evaluate.accuracies import AccuracyResult, accuracy, gather
 from soatfast.gradients.passes import Passes
 from soatfast.runs import figures as pictures
@@ -80,21 +81,20 @@ class CompareConfig(Start):
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown or not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(self.methods) or 'none'}")
-        unknown = [name for name in self.attacks if name not in ATTACKS]
-        if unknown or len(set(self.attacks)) < len(self.attacks):
-            raise ValueError(f"attacks must be some of {', '.join(ATTACKS)}, got {', '.join(self.attacks)}")
+        nearest("method", self.methods, METHODS)
+        nearest("attack", self.attacks, COLUMNS)
+        for what, names in (("methods", self.methods), ("attacks", self.attacks)):
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"{what} must be some names, each once, got {', '.join(names) or 'none'}")
         missing = [name for name in ("clean", "pgd40") if name not in self.attacks]
         if missing:
             raise ValueError(f"the table and picture need the attacks clean and pgd40, got {', '.join(self.attacks)}")
         check_ball(self.eps, self.p)
         for name in self.methods if self.engine != "eager" else ():
-            with_engine(METHODS[name].loss(Task(self.eps, 1, (1, 1, 1), self.p)), self.engine)
+            with_engine(METHODS[name].make(Task(self.eps, 1, (1, 1, 1), self.p)), self.engine)
         check_width(self.model, self.width)
-        if self.p == 2 and "haat" in (*self.methods, *self.attacks):
-            raise ValueError("haat needs p = inf, got p = 2: name methods and attacks without it")
+        for row in (*(METHODS[name] for name in self.methods), *(COLUMNS[name] for name in self.attacks)):
+            check_norm(row, self.p)
         for name in ("seeds", "train_samples", "test_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -102,7 +102,7 @@ class CompareConfig(Start):
 
 
 @dataclass(frozen=True)
-class Run:
+class Trained:
     """One trained model with its figures; `loss` is described in JSON's terms, `accuracies` has one entry an attack."""
 
     seed: int
@@ -112,7 +112,7 @@ class Run:
     accuracies: dict[str, AccuracyResult]
 
 
-def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
+def run(config: CompareConfig, progress: Progress | None = None) -> Table:
     """Run the comparison; write results.json, results.md and comparison.png; return the table.
 
     Training seconds: see TrainResult. Every run begins with the weights that its seed gives.
@@ -123,16 +123,13 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
     config.check_start(config.run_dir, f"*/seed-*/{OPTIONS}")
     files.make_writable(config.run_dir)
     if "autoattack" in config.attacks:  # asked now, and not after hours of training
-        try:
-            require_torchattacks()
-        except ImportError as error:
-            raise UserError(str(error)) from error
+        check_torchattacks()
     data = load_data(config.data, config.data_root, config.download).first(config.train_samples, config.test_samples)
-    runs: dict[str, list[Run]] = {name: [] for name in config.methods}
+    runs: dict[str, list[Trained]] = {name: [] for name in config.methods}
     todo = [(name, config.train.seed + i) for i in range(config.seeds) for name in config.methods]
     for index, (name, seed) in enumerate(todo):
         label = METHODS[name].label + (f", seed {seed}" if config.seeds > 1 else "")
-        runs[name].append(_run(config, data, name, seed, (label, index, len(todo)), progress))
+        runs[name].append(_trained(config, data, name, seed, (label, index, len(todo)), progress))
     table = _table(config, runs)
     _write(config, data, runs, table)
     if config.preset == "tables":
@@ -141,12 +138,16 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> Table:
         _picture(config, data, runs)
     except ImportError as error:
         progress.note(f"no picture, matplotlib is missing ({error})")
+    names = ["results.md", "results.json", "comparison.png"]
+    names += ["papers.md", "papers.json"] if config.preset == "tables" else []
+    there = [name for name in names if (config.run_dir / name).is_file()]
+    progress.wrote(config.run_dir, *there, "and a folder per method")
     return table
 
 
-def _run(
+def _trained(
     config: CompareConfig, data: Data, name: str, seed: int, place: tuple[str, int, int], progress: Progress
-) -> Run:
+) -> Trained:
     label, index, total = place
     progress.stage(f"{label}, training", 2 * index, 2 * total)
     task = _task(config, data)
@@ -154,25 +155,26 @@ def _run(
     model = make_model(config.model, data.shape, data.classes, config.width)
     training = dataclasses.replace(config.train, seed=seed)
     folder = config.run_dir / name / f"seed-{seed}"
-    loss = suited(with_engine(METHODS[name].loss(task), config.engine), model)
+    loss = suited(with_engine(METHODS[name].make(task), config.engine), model)
     result = train(model, loss, data, training, folder, not config.fresh, progress)
     progress.stage(f"{label}, attacks", 2 * index + 1, 2 * total)
     samples = data.test
     found = {key: _evaluate(config, model, samples, key, task, folder) for key in config.attacks}
-    progress.note(", ".join(f"{ATTACKS[key][0][:-2]} {100 * value.accuracy:.1f} %" for key, value in found.items()))
-    return Run(seed, model, files.describe(loss), result, found)
+    progress.note(", ".join(f"{COLUMNS[key].label} {100 * value.accuracy:.1f} %" for key, value in found.items()))
+    return Trained(seed, model, files.describe(loss), result, found)
 
 
 def _task(config: CompareConfig, data: Data) -> Task:
     samples = len(data.train)  # type: ignore[arg-type]
-    return Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
+    device = PartialState().device
+    return Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes, device)
 
 
 def _evaluate(
     config: CompareConfig, model: nn.Module, samples: Any, key: str, task: Task, folder: Path
 ) -> AccuracyResult:
     """The accuracy under one attack, kept in the run's folder: the attacks of the tables outlast their trainings."""
-    attack = ATTACKS[key][1](task)
+    attack = COLUMNS[key].make(task)
     x, y = gather(samples)
 
     def make() -> dict[str, Tensor]:
@@ -191,8 +193,8 @@ def _evaluate(
     return AccuracyResult(share, correct, attacked, dict(zip(names, passes, strict=True)), float(found["seconds"]))
 
 
-def _table(config: CompareConfig, runs: dict[str, list[Run]]) -> Table:
-    columns = [Column("method", "method"), *(Column(key, ATTACKS[key][0]) for key in config.attacks)]
+def _table(config: CompareConfig, runs: dict[str, list[Trained]]) -> Table:
+    columns = [Column("method", "method"), *(Column(key, f"{COLUMNS[key].label} %") for key in config.attacks)]
     columns += [
         Column("forward", "F/step", 0),
         Column("backward_input", "B-in/step", 0),
@@ -225,7 +227,7 @@ def _ball(config: CompareConfig) -> str:
     return f"{'Linf' if config.p == math.inf else 'L2'} eps {config.eps:g}"
 
 
-def _write(config: CompareConfig, data: Data, runs: dict[str, list[Run]], table: Table) -> None:
+def _write(config: CompareConfig, data: Data, runs: dict[str, list[Trained]], table: Table) -> None:
     from soatfast.ops.config import describe as installation
 
     device = next(next(iter(runs.values()))[0].model.parameters()).device
@@ -240,7 +242,7 @@ def _write(config: CompareConfig, data: Data, runs: dict[str, list[Run]], table:
     }
     results = {
         "config": files.describe(config),
-        "attacks": {key: files.describe(ATTACKS[key][1](task)) for key in config.attacks},
+        "attacks": {key: files.describe(COLUMNS[key].make(task)) for key in config.attacks},
         "device": {"type": str(device), "name": _device_name(device), "threads": torch.get_num_threads()},
         "installation": files.describe(installation()),
         "methods": methods,
@@ -250,7 +252,7 @@ def _write(config: CompareConfig, data: Data, runs: dict[str, list[Run]], table:
     files.write_text(config.run_dir / "results.md", table.to_markdown())
 
 
-def _run_json(run: Run) -> dict[str, Any]:
+def _run_json(run: Trained) -> dict[str, Any]:
     """One trained model's figures. Accuracies are shares, not percent."""
     attacks = {
         key: {
@@ -270,9 +272,8 @@ def _device_name(device: torch.device) -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
-def _picture(config: CompareConfig, data: Data, runs: dict[str, list[Run]]) -> None:
-    header, make = ATTACKS["pgd40"]
-    attack_name, attack = header.removesuffix(" %"), make(_task(config, data))
+def _picture(config: CompareConfig, data: Data, runs: dict[str, list[Trained]]) -> None:
+    attack = COLUMNS["pgd40"].make(_task(config, data))
     chosen = _one_of_each(data.test, [run for found in runs.values() for run in found[:1]], data.classes)
     x, y = (torch.stack(column) for column in zip(*(data.test[i] for i in chosen), strict=True))
     series = []
@@ -289,10 +290,10 @@ def _picture(config: CompareConfig, data: Data, runs: dict[str, list[Run]]) -> N
         style = list(METHODS).index(name)
         series.append(pictures.Series(METHODS[name].label, seconds, percent, attacked.cpu(), predictions, style))
     title = f"{config.model} on {config.data}, {_ball(config)}"
-    pictures.comparison(config.run_dir / "comparison.png", series, x, y, attack_name, title)
+    pictures.comparison(config.run_dir / "comparison.png", series, x, y, COLUMNS["pgd40"].label, title)
 
 
-def _one_of_each(samples: Any, runs: Sequence[Run], classes: int) -> list[int]:
+def _one_of_each(samples: Any, runs: Sequence[Trained], classes: int) -> list[int]:
     """Of up to ten classes, one held-out sample each: the first that all models get right, else the first."""
     everyone: Tensor = torch.stack([run.accuracies["clean"].correct for run in runs]).all(0)
     labels = torch.tensor([int(samples[i][1]) for i in range(len(samples))])

@@ -48,7 +48,7 @@ class CurvatureConfig(Start):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def curvature(config: CurvatureConfig, progress: Progress | None = None) -> Table:
+def run(config: CurvatureConfig, progress: Progress | None = None) -> Table:
     """Write curvature.md, curvature.json and curvature.png into the run folder; return the table.
 
     Raises UserError where the folder is no finished comparison or lacks a method or seed.
@@ -70,6 +70,7 @@ def curvature(config: CurvatureConfig, progress: Progress | None = None) -> Tabl
     files.write_json(config.run_dir / "curvature.json", written)
     files.write_text(config.run_dir / "curvature.md", table.to_markdown())
     _picture(config.run_dir / "curvature.png", values)
+    progress.wrote(config.run_dir, "curvature.md", "curvature.json", "curvature.png")
     return table
 
 

@@ -12,16 +12,15 @@ from torch import nn
 
 from soatfast import evaluate as ev
 from soatfast.attacks import PGD, SimBA
-from soatfast.attacks.autoattack import require_torchattacks
-from soatfast.attacks.catalogue import check_ball
 from soatfast.attacks.named import UL
+from soatfast.attacks.task import check_ball
+from soatfast.commands.options import check_torchattacks
 from soatfast.evaluate.accuracies import batches, gather
 from soatfast.evaluate.records import FILE
-from soatfast.evaluate.suites import Report
 from soatfast.gradients.passes import Passes
 from soatfast.runs import files
-from soatfast.runs.errors import UserError
 from soatfast.runs.files import fingerprint
+from soatfast.runs.progress import Progress, Report
 from soatfast.runs.resume import Start
 from soatfast.runs.table import Table
 from soatfast.train.data.sets import Data
@@ -74,18 +73,16 @@ class EvaluateConfig(Start):
             raise ValueError(f"weights are needed: {self.subject.model} without them is not trained")
 
 
-def evaluate(config: EvaluateConfig, report: Report | None = None) -> list[Table]:
+def run(config: EvaluateConfig, progress: Progress | None = None) -> list[Table]:
     """Write the records evaluation.npz, evaluation.md and .json, with ``analysis`` curves.png, plateau.png and
     masking.png as well; return the tables.
     """
+    progress = progress or Progress()
     folder = config.run_dir
     config.check_start(folder, FILE)
     files.make_writable(folder)
     if config.autoattack:
-        try:
-            require_torchattacks()
-        except ImportError as error:
-            raise UserError(str(error)) from error
+        check_torchattacks()
     data = config.subject.load_data()
     samples = data.first(config.samples, config.samples).test
     torch.manual_seed(config.seed)
@@ -97,7 +94,7 @@ def evaluate(config: EvaluateConfig, report: Report | None = None) -> list[Table
         _attacks(config, data),
         folder=folder,
         seed=config.seed,
-        progress=report,
+        progress=progress.report,
         compact=config.compact,
         worst_case=config.worst_case,
         resume=not config.fresh,
@@ -105,8 +102,10 @@ def evaluate(config: EvaluateConfig, report: Report | None = None) -> list[Table
     (folder / FIGURES).unlink(missing_ok=True)  # of an earlier evaluation
     tables = [found.table(f"{config.subject.model} on {config.subject.data}, {_ball(config)}")]
     if config.analysis:
-        tables.append(_analysis(config, model, (x, y), report))
+        tables.append(_analysis(config, model, (x, y), progress.report))
     _write(config, model, found.passes, tables)
+    pictures = ("curves.png", "plateau.png", "masking.png") if config.analysis else ()
+    progress.wrote(folder, FILE, "evaluation.md", FIGURES, *pictures)
     return tables
 
 
@@ -121,7 +120,7 @@ def _attacks(config: EvaluateConfig, data: Data) -> dict[str, Any]:
     )
 
 
-def _analysis(config: EvaluateConfig, model: nn.Module, data: Any, report: Report | None) -> Table:
+def _analysis(config: EvaluateConfig, model: nn.Module, data: Any, report: Report) -> Table:
     """The curves and the scatter as pictures; the checklist as a table."""
     options: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "progress": report}
     attack = PGD(eps=config.eps, p=config.p, steps=20)

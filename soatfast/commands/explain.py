@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.attacks import Attack
-from soatfast.attacks.catalogue import ATTACKS, Task
+from soatfast.attacks.task import Task
 from soatfast.commands.finished import Finished, open_comparison
-from soatfast.commands.methods import METHODS
+from soatfast.commands.methods import ATTACKS, METHODS
+from soatfast.commands.options import nearest
 from soatfast.explain import ContrastivePair, Explanation, PertinentNegative, PertinentPositive, Saliency, gallery
 from soatfast.explain.explanation import Role
 from soatfast.gradients.passes import Passes
@@ -26,7 +27,6 @@ from soatfast.runs.resume import Start
 from soatfast.runs.table import Column, Table
 
 _BATCH, _SEARCHED = 100, 1000
-_NOT_ATTACKS = ("clean", "autoattack")  # autoattack gives back only what it could fool
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class ExplainConfig(Start):
         for name, least in (("samples", 1), ("wrong", 0), ("steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        known = [name for name in ATTACKS if name not in _NOT_ATTACKS]
-        if self.attack not in known:
-            raise ValueError(f"attack must be one of {', '.join(known)}, got {self.attack}")
+        nearest("attack", [self.attack], ATTACKS.keys() - {"autoattack"})  # which gives back only what it could fool
         self.negative, self.pair  # noqa: B018  # they check radius, kappa and base
 
     @property
@@ -77,7 +75,7 @@ class ExplainConfig(Start):
         return PertinentPositive(kappa=self.kappa, steps=self.steps, base=self.base)
 
 
-def explain(config: ExplainConfig, progress: Progress | None = None) -> Table:
+def run(config: ExplainConfig, progress: Progress | None = None) -> Table:
     """Write explain.json, explain.md and the pictures in explain/ into the run folder; return the table.
 
     Raises UserError where the folder is no finished comparison or lacks a method or seed.
@@ -90,7 +88,7 @@ def explain(config: ExplainConfig, progress: Progress | None = None) -> Table:
     folder = config.run_dir / "explain"
     files.make_writable(folder)
     x, y, index = _choose(config, found, list(models.values()))
-    attack: Attack = ATTACKS[config.attack][1](_task(found))
+    attack: Attack = ATTACKS[config.attack].make(_task(found))
     title = f"{found.config['model']} on {found.config['data']}"
     shown, maps, results = [], [], {}
     for number, (name, model) in enumerate(models.items()):
@@ -100,7 +98,7 @@ def explain(config: ExplainConfig, progress: Progress | None = None) -> Table:
         maps.append((METHODS[name].label, saliency))
         path = folder / f"contrastive-{name}.png"
         _contrastive(path, x, y, results[name], f"{title}, {METHODS[name].label}")
-    attack_name = ATTACKS[config.attack][0].removesuffix(" %")
+    attack_name = ATTACKS[config.attack].label
     ball = f"{'Linf' if found.p == math.inf else 'L2'} eps {found.config['eps']:g}"
     scale = found.config["eps"] if found.p == math.inf else None
     gallery.perturbations(folder / "perturbations.png", x, y, shown, scale, f"{title}, {attack_name}, {ball}")
@@ -116,6 +114,7 @@ def explain(config: ExplainConfig, progress: Progress | None = None) -> Table:
     }
     files.write_json(config.run_dir / "explain.json", files.describe(written))
     files.write_text(config.run_dir / "explain.md", table.to_markdown())
+    progress.wrote(config.run_dir, "explain.md", "explain.json", "explain/*.png")
     return table
 
 

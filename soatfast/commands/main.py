@@ -1,38 +1,33 @@
-"""The command `soatfast`: train, attack, evaluate, compare, curvature, explain, report, tune, bench and doctor.
+"""The command `soatfast`: a command is its file and its row in COMMANDS.
 
-Options are the fields of the configuration dataclasses. What a user can mend ends in one line on stderr.
+The file has a configuration, a frozen dataclass whose fields are the options, and ``run(config, progress)``. What run
+returns is shown: tables or text. It tells ``progress.wrote`` which files it wrote. What a user can mend ends in one
+line on stderr.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from soatfast.commands.attack import AttackConfig
-    from soatfast.commands.bench import BenchConfig
-    from soatfast.commands.compare import CompareConfig
-    from soatfast.commands.curvature import CurvatureConfig
-    from soatfast.commands.evaluate import EvaluateConfig
-    from soatfast.commands.explain import ExplainConfig
-    from soatfast.commands.report import ReportConfig
-    from soatfast.commands.train import TrainingConfig
-    from soatfast.commands.tune import TuneConfig
-    from soatfast.runs.table import Table
-
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train", "TrainingConfig"),
+    "attack": ("attack", "AttackConfig"),
+    "evaluate": ("evaluate", "EvaluateConfig"),
+    "compare": ("compare", "CompareConfig"),
+    "curvature": ("curvature", "CurvatureConfig"),
+    "explain": ("explain", "ExplainConfig"),
+    "report": ("report", "ReportConfig"),
+    "tune": ("tune", "TuneConfig"),
+    "bench": ("bench", "BenchConfig"),
+    "doctor": ("doctor", "DoctorConfig"),
+}
+"""Name -> (file, its configuration). Only the file of the command that is run is imported."""
 _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows the traceback of an error."
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """Show versions, devices, and which kernel serves each operation and why another does not."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -65,174 +60,88 @@ def _is_users(error: Exception) -> bool:
 
 def _run(words: list[str]) -> None:
     # Imported here: importing takes seconds, and an interruption or error in it is handled as any other.
+    from rich.console import Console
+
+    name, config = _parse(words)
+    module = _module(name)
+    from soatfast.gradients.allocator import keep_memory
+    from soatfast.runs.progress import make_progress
+
+    keep_memory()
+    first = os.environ.get("RANK", "0") == "0"  # which every launcher of several processes sets
+    console = Console(quiet=not first)
+    with make_progress(console) as progress, warnings.catch_warnings():
+        warnings.showwarning = _one_line(warnings.showwarning)
+        found = module.run(config, progress)
+    if first:
+        for result in found if isinstance(found, list) else [found]:
+            _show(result, console)
+        if progress.files:
+            print(f"written to {progress.files}")
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"soatfast.commands.{COMMANDS[name][0]}")
+
+
+def _parse(words: list[str]) -> tuple[str, Any]:
+    """The command's name and its configuration."""
     import tyro
 
-    from soatfast.commands.attack import AttackConfig
-    from soatfast.commands.bench import BenchConfig
-    from soatfast.commands.compare import CompareConfig
-    from soatfast.commands.curvature import CurvatureConfig
-    from soatfast.commands.evaluate import EvaluateConfig
-    from soatfast.commands.explain import ExplainConfig
-    from soatfast.commands.presets import defaults
-    from soatfast.commands.report import ReportConfig
-    from soatfast.commands.train import TrainingConfig
-    from soatfast.commands.tune import TuneConfig
-    from soatfast.gradients.allocator import keep_memory
-
-    commands: dict[str, tuple[type, Callable[[Any], None]]] = {
-        "train": (TrainingConfig, _train),
-        "attack": (AttackConfig, _attack),
-        "evaluate": (EvaluateConfig, _evaluate),
-        "compare": (CompareConfig, _compare),
-        "curvature": (CurvatureConfig, _curvature),
-        "explain": (ExplainConfig, _explain),
-        "report": (ReportConfig, _report),
-        "tune": (TuneConfig, _tune),
-        "bench": (BenchConfig, _bench),
-        "doctor": (Doctor, _doctor),
-    }
-    given: dict[str, dict[str, Any]] = {"compare": {"default": defaults(words)}}  # a preset changes them
-    choices: Any = Union[  # noqa: UP007
-        tuple(
-            Annotated[kind, tyro.conf.subcommand(name, **given.get(name, {}))] for name, (kind, _) in commands.items()
-        )
-    ]
-    command: Any = tyro.cli(
-        choices,
-        args=words,
-        prog="soatfast",
-        description=_ABOUT,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
-    keep_memory()
-    next(run for kind, run in commands.values() if isinstance(command, kind))(command)
+    how: Any = {"config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)}
+    if words and words[0] in COMMANDS:
+        name, *rest = words
+        module = _module(name)
+        kind = getattr(module, COMMANDS[name][1])
+        how |= {"prog": f"soatfast {name}", "args": rest}
+        if name == "compare":  # a preset changes its defaults
+            how["default"] = importlib.import_module("soatfast.commands.presets").defaults(rest)
+        _check_class(rest, getattr(module, "CLASSES", None), kind, how)
+        return name, tyro.cli(kind, **how)
+    kinds = {name: getattr(_module(name), config) for name, (_, config) in COMMANDS.items()}
+    choices: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
+    found: Any = tyro.cli(choices, args=words, prog="soatfast", description=_ABOUT, **how)
+    return next(name for name, kind in kinds.items() if isinstance(found, kind)), found
 
 
-def _show(table: Table, console: Console) -> None:
-    if console.is_terminal:
-        console.print(table.to_rich())
-    else:
-        print(table.to_markdown())
+def _check_class(words: list[str], classes: Any, kind: Any, how: dict[str, Any]) -> None:
+    """End as a usage error where the line ends in the name of an attack or loss that does not exist."""
+    import tyro
+
+    from soatfast.commands.options import nearest
+
+    if classes is None or "--help" in words or "-h" in words:
+        return
+    _, unknown = tyro.cli(kind, return_unknown_args=True, **how)
+    if unknown and not unknown[0].startswith("-"):
+        try:
+            nearest("attack or loss", unknown[:1], classes)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
-def _train(config: TrainingConfig) -> None:
-    from accelerate import PartialState
-    from rich.console import Console
-
-    from soatfast.commands.train import training
-    from soatfast.runs.progress import make_progress
-
-    console = Console(quiet=not PartialState().is_main_process)
-    with make_progress(console) as progress:
-        table = training(config, progress)
-    if PartialState().is_main_process:
-        _show(table, console)
-        print(f"written to {config.run_dir}: model.safetensors, options.json, result.json, accuracy.json")
-
-
-def _with_bar(run: Callable[[Any, Any], Any], config: Any) -> Any:
-    """run(config, progress) below a progress bar; a table that it returns is shown."""
-    from rich.console import Console
-
-    from soatfast.runs.progress import make_progress
+def _show(result: Any, console: Any) -> None:
     from soatfast.runs.table import Table
 
-    console = Console()
-    with make_progress(console) as progress:
-        result = run(config, progress)
-    if isinstance(result, Table):
-        _show(result, console)
-    return result
+    if isinstance(result, str):
+        print(result)
+    elif isinstance(result, Table) and console.is_terminal:
+        console.print(result.to_rich())
+    elif isinstance(result, Table):
+        print(result.to_markdown())
 
 
-def _attack(config: AttackConfig) -> None:
-    from soatfast.commands.attack import attack
+def _one_line(usual: Any) -> Any:
+    """A warning of soatfast's without the place in the code that it comes from; others as usual."""
 
-    _with_bar(attack, config)
-    print(f"written to {config.run_dir}: adversarial.npz, options.json, attack.json, attack.md")
+    def show(message: Any, category: type[Warning], *where: Any) -> None:
+        if category.__module__.startswith("soatfast."):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *where)
 
-
-def _bench(config: BenchConfig) -> None:
-    from soatfast.commands.bench import bench
-
-    print(_with_bar(bench, config))
-    print(f"written to {config.run_dir}: bench.md, bench.json, options.json")
-
-
-def _tune(config: TuneConfig) -> None:
-    from soatfast.commands.tune import tune_command
-
-    _with_bar(tune_command, config)
-    print(f"written to {config.run_dir}: tune.md, tune.json, options.json")
-
-
-def _curvature(config: CurvatureConfig) -> None:
-    from soatfast.commands.curvature import curvature
-
-    _with_bar(curvature, config)
-    print(f"written to {config.run_dir}: curvature.md, curvature.json, curvature.png")
-
-
-def _explain(config: ExplainConfig) -> None:
-    from soatfast.commands.explain import explain
-
-    _with_bar(explain, config)
-    print(f"written to {config.run_dir}: explain.md, explain.json, and the pictures in {config.run_dir / 'explain'}")
-
-
-def _evaluate(config: EvaluateConfig) -> None:
-    from rich.console import Console
-
-    from soatfast.commands.evaluate import evaluate
-    from soatfast.evaluate import progress_bar
-
-    console = Console()
-    with progress_bar(console) as report, _one_line_warnings():
-        tables = evaluate(config, report)
-    for table in tables:
-        _show(table, console)
-    pictures = ", curves.png, plateau.png, masking.png" if config.analysis else ""
-    print(f"written to {config.run_dir}: evaluation.npz, evaluation.md, evaluation.json{pictures}")
-
-
-@contextlib.contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    """Warnings about the model, without the place in the code that they come from."""
-    from soatfast.evaluate import EvaluationWarning
-
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *where: Any) -> None:
-            if issubclass(category, EvaluationWarning):
-                print(f"warning: {message}", file=sys.stderr)
-            else:
-                usual(message, category, *where)
-
-        warnings.showwarning = show  # type: ignore[assignment]  # the places are passed on as they come
-        yield
-
-
-def _report(config: ReportConfig) -> None:
-    from soatfast.commands.report import report
-
-    print(f"written: {report(config)}")
-
-
-def _doctor(config: Doctor) -> None:
-    import soatfast
-
-    print(soatfast.show_config())
-
-
-def _compare(config: CompareConfig) -> None:
-    from soatfast.commands.compare import compare
-
-    _with_bar(compare, config)
-    names = ["results.md", "results.json", "comparison.png"]
-    names += ["papers.md", "papers.json"] if config.preset == "tables" else []
-    files = ", ".join(name for name in names if (config.run_dir / name).is_file())
-    print(f"written to {config.run_dir}: {files}, and a folder per method")
+    return show
 
 
 if __name__ == "__main__":

@@ -1,37 +1,51 @@
-"""Attacks and losses by class name, each with its own fields as options of the command line.
+"""What a command works with: a row of a catalogue by its name, or a class at the end of the line with its options.
 
-eps and p belong to the command. What a command line cannot say is left out: generators, tensors, memories, functions;
-and ``bounds`` and ``targeted``, as images are in [0, 1] and the labels are the true ones.
+Every public attack and loss class can stand there. AdversarialTraining is said by its attack. eps and p belong to the
+command. What a command line cannot say is left out: generators, tensors, memories, functions; and ``bounds`` and
+``targeted``, as images are in [0, 1] and the labels are the true ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import operator
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import docstring_parser
 import tyro
 
-from soatfast.attacks import FGSM, HAAT, PGD, SOAE, FrankWolfe
-from soatfast.losses import MART, SCORPIO, SORA, TRADES, AdversarialTraining, CrossEntropy, Loss
+from soatfast import attacks, losses
+from soatfast.attacks import Attack
+from soatfast.attacks.autoattack import require_torchattacks
+from soatfast.attacks.catalogue import AttackRow, Row
+from soatfast.attacks.task import Task, check_ball
+from soatfast.losses import AdversarialTraining, Loss
+from soatfast.runs.errors import UserError
 
-ATTACK_CLASSES: dict[str, type] = {"fgsm": FGSM, "pgd": PGD, "frank-wolfe": FrankWolfe, "soae": SOAE, "haat": HAAT}
-LOSS_CLASSES: dict[str, type] = {
-    "cross-entropy": CrossEntropy,
-    "scorpio": SCORPIO,
-    "trades": TRADES,
-    "mart": MART,
-    "sora": SORA,
-}
+_SMALL = Task(0.1, 1, (1, 2, 2))
 _LEFT_OUT = ("eps", "p", "bounds", "targeted")
 _SAYABLE = (bool, int, float, str, types.NoneType)
+
+
+def nearest(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for the first of the names that is not known, with those that are nearest to it.
+
+    >>> nearest("attack", ["pgd41"], ["fgsm", "pgd20", "pgd40", "haat", "simba"])
+    Traceback (most recent call last):
+    ValueError: there is no attack 'pgd41'; the nearest are pgd40, pgd20, fgsm
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = ", ".join(difflib.get_close_matches(name, known, 3, 0.0))
+            raise ValueError(f"there is no {what} {name!r}; the nearest are {near}")
 
 
 @dataclass(frozen=True)
@@ -43,13 +57,87 @@ class Choice:
     def make(self, eps: float, p: float) -> Any:
         """The attack or loss. Raises what its class raises for wrong fields."""
         known = {f.name for f in dataclasses.fields(self.of)}
+        field, value = getattr(self.of, "eps_with", (None, None))  # a class that has a radius with this value only
+        if field is not None and getattr(self, field) != value:
+            known -= {"eps"}
         task = {name: value for name, value in (("eps", eps), ("p", p)) if name in known}
         return self.of(**task, **dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The row of this name, or in its place the class at the end of the command line; `what` it is: attack, method."""
+
+    what: str
+    rows: Mapping[str, Row]
+    name: str
+    default: str
+    at_end: Choice | None
+
+    def check(self, eps: float, p: float) -> None:
+        """Raise ValueError for an unknown name, for two choices at once, and for a ball that the choice has not."""
+        nearest(self.what, [self.name], self.rows)
+        if self.at_end is None:
+            check_ball(eps, p)
+            check_norm(self.rows[self.name], p)
+        elif self.name != self.default:
+            raise ValueError(f"either --{self.what} {self.name} or {self.at_end.of.__name__} at the end, got both")
+        else:
+            self.at_end.make(eps, p)
+
+    @property
+    def label(self) -> str:
+        return self.rows[self.name].label if self.at_end is None else self.at_end.of.__name__
+
+    def make(self, task: Task) -> Any:
+        return self.rows[self.name].make(task) if self.at_end is None else self.at_end.make(task.eps, task.p)
+
+
+def check_norm(row: Row, p: float) -> None:
+    """Raise ValueError unless the row can be made for this norm, with what its class says."""
+    try:
+        row.make(Task(0.1, 1, (1, 1, 1), p))
+    except ValueError as error:
+        raise ValueError(f"{row.name} needs another norm: {error}") from error
+
+
+def check_torchattacks() -> None:
+    """Raise UserError where AutoAttack's package is missing: asked before the work, not where it is first used."""
+    try:
+        require_torchattacks()
+    except ImportError as error:
+        raise UserError(str(error)) from error
 
 
 def as_loss(made: Any) -> Loss:
     """A loss as it is, an attack as adversarial training by it."""
     return made if isinstance(made, Loss) else AdversarialTraining(made)
+
+
+def class_name(cls: type) -> str:
+    """The class as a word of the command line.
+
+    >>> [class_name(cls) for cls in (attacks.FrankWolfe, attacks.NearPGD, attacks.SimBA, attacks.MIFGSM)]
+    ['frank-wolfe', 'near-pgd', 'simba', 'mifgsm']
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z](?:[a-z]|[A-Z]{2}))", "-", cls.__name__).lower()
+
+
+def attack_classes(rows: Iterable[AttackRow]) -> dict[str, type]:
+    """Word -> class, of the public attacks and of those that the rows make."""
+    public = [getattr(attacks, name) for name in attacks.__all__]
+    return _words([*public, *(type(row.make(_SMALL)) for row in rows)], Attack, ())
+
+
+def loss_classes(rows: Iterable[Row]) -> dict[str, type]:
+    """Word -> class, of the public losses and of those that the rows make."""
+    public = [getattr(losses, name) for name in losses.__all__]
+    return _words([*public, *(type(row.make(_SMALL)) for row in rows)], Loss, (AdversarialTraining,))
+
+
+def _words(found: list[Any], base: type, without: tuple[type, ...]) -> dict[str, type]:
+    classes = [cls for cls in found if isinstance(cls, type) and issubclass(cls, base) and cls not in (base, *without)]
+    return {class_name(cls): cls for cls in classes}
 
 
 def choice(cls: type) -> type[Choice]:

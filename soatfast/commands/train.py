@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 
-from soatfast.attacks.catalogue import Task, check_ball
-from soatfast.commands.methods import METHODS, suited, with_engine
-from soatfast.commands.options import ATTACK_CLASSES, LOSS_CLASSES, Choice, as_loss, subcommands
+from soatfast.attacks.task import Task
+from soatfast.commands.methods import ATTACKS, METHODS, suited, with_engine
+from soatfast.commands.options import Choice, Chosen, as_loss, attack_classes, loss_classes, subcommands
 from soatfast.evaluate.accuracies import accuracy
 from soatfast.losses import Loss
 from soatfast.runs import files
@@ -21,17 +21,19 @@ from soatfast.runs.folder import OPTIONS
 from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Start
 from soatfast.runs.table import Column, Table
+from soatfast.train import checkpoint
 from soatfast.train.config import TrainConfig, TrainResult
 from soatfast.train.subject import Subject
 from soatfast.train.trainer import train
 
 ACCURACY = "accuracy.json"
+CLASSES = {**loss_classes(METHODS.values()), **attack_classes(ATTACKS.values())}
 _DEFAULT = "pgd10"
 
 if TYPE_CHECKING:
-    Own = Choice | None
+    AtEnd = Choice | None
 else:
-    Own = subcommands({**LOSS_CLASSES, **ATTACK_CLASSES}, "the method that --method names")
+    AtEnd = subcommands(CLASSES, "the method that --method names")
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,11 @@ class TrainingConfig(Start):
     test_samples: int | None = None
     """Use only the first so many held-out samples."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    own: Own = None
+    at_end: AtEnd = None
     """A loss, or an attack to train on, by class name."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.own is None:
-            check_ball(self.eps, self.p)
-        elif self.method != _DEFAULT:
-            raise ValueError(f"either --method {self.method} or {self.own.of.__name__} at the end, got both")
-        else:
-            self.own.make(self.eps, self.p)
+        self.chosen.check(self.eps, self.p)
         if self.engine != "eager":
             with_engine(self.loss(Task(self.eps, 1, (1, 1, 1), self.p)), self.engine)
         weights = self.subject.weights
@@ -79,14 +74,14 @@ class TrainingConfig(Start):
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
-    def label(self) -> str:
-        return METHODS[self.method].label if self.own is None else self.own.of.__name__
+    def chosen(self) -> Chosen:
+        return Chosen("method", METHODS, self.method, _DEFAULT, self.at_end)
 
     def loss(self, task: Task) -> Loss:
-        return METHODS[self.method].loss(task) if self.own is None else as_loss(self.own.make(self.eps, self.p))
+        return as_loss(self.chosen.make(task))
 
 
-def training(config: TrainingConfig, progress: Progress | None = None) -> Table:
+def run(config: TrainingConfig, progress: Progress | None = None) -> Table:
     """Train, or go on with what run_dir holds; write the weights, options and accuracy; return the table.
 
     The folder: options.json (options, seed, versions, counted passes), model.safetensors, result.json (seconds and the
@@ -100,21 +95,23 @@ def training(config: TrainingConfig, progress: Progress | None = None) -> Table:
     model = config.subject.make_model(data)
     weights = None if config.subject.weights is None else fingerprint(model)
     samples = len(data.train)  # type: ignore[arg-type]
-    task = Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes)
+    device = PartialState().device
+    task = Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes, device)
     loss = suited(with_engine(config.loss(task), config.engine), model)
     about = {
         "command": "train",
-        "method": config.method if config.own is None else config.label,
+        "method": config.method if config.at_end is None else config.chosen.label,
         "model": config.subject.model,
         "width": config.subject.width,
         "weights": weights,
     }
-    progress.stage(config.label, 0, 1)
+    progress.stage(config.chosen.label, 0, 1)
     result = train(model, loss, data, config.train, config.run_dir, not config.fresh, progress, about=about)
     found = accuracy(model, data.test)
     if PartialState().is_main_process:
         shown = {"clean": found.accuracy, "samples": len(found.correct)}
         files.write_json(config.run_dir / ACCURACY, shown)
+    progress.wrote(config.run_dir, checkpoint.WEIGHTS, OPTIONS, "result.json", ACCURACY)
     return _table(config, result, 100 * found.accuracy, len(found.correct))
 
 
@@ -127,7 +124,7 @@ def _table(config: TrainingConfig, result: TrainResult, percent: float, samples:
         Column("backward_parameters", "B-par/step", 0),
         Column("seconds", "training s"),
     ]
-    row: dict[str, Any] = {"method": config.label, "clean": percent, "seconds": result.seconds, **result.passes}
+    row: dict[str, Any] = {"method": config.chosen.label, "clean": percent, "seconds": result.seconds, **result.passes}
     note = (
         f"Accuracy on {samples} held-out samples. F, B-in, B-par: forward passes, backward passes to the input and to "
         f"the parameters, counted on one training step."

@@ -11,7 +11,7 @@ import torch
 from soatfast.gradients.engine import parse
 from soatfast.gradients.timing import Timing, candidates, tune
 from soatfast.runs import files
-from soatfast.runs.folder import write_options
+from soatfast.runs.folder import OPTIONS, write_options
 from soatfast.runs.progress import Progress
 from soatfast.runs.table import Column, Table
 from soatfast.train.subject import Subject
@@ -48,7 +48,7 @@ class TuneConfig:
             parse(engine)
 
 
-def tune_command(config: TuneConfig, progress: Progress | None = None) -> Table:
+def run(config: TuneConfig, progress: Progress | None = None) -> Table:
     """Write tune.md, tune.json and options.json into the run folder; return the table."""
     progress = progress or Progress()
     files.make_writable(config.run_dir)
@@ -74,6 +74,7 @@ def tune_command(config: TuneConfig, progress: Progress | None = None) -> Table:
     listed = {"config": files.describe(config), "device": str(device), "table": table.to_json()}
     files.write_json(config.run_dir / "tune.json", listed)
     files.write_text(config.run_dir / "tune.md", table.to_markdown())
+    progress.wrote(config.run_dir, "tune.md", "tune.json", OPTIONS)
     return table
 
 

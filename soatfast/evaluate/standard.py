@@ -1,12 +1,13 @@
-"""The attacks of the standard suite: the one table to which a new one is added."""
+"""The standard suite: the rows of the attacks' catalogue that say so."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
-from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, Attack, FrankWolfe, SimBA
-from soatfast.attacks.autoattack import AutoAttack
-from soatfast.attacks.named import TL, TM, UL, UM
+from soatfast.attacks import Attack, catalogue
+from soatfast.attacks.task import Task
 from soatfast.evaluate.batch import Runnable
 
 
@@ -22,36 +23,29 @@ def standard_attacks(
     """Name -> attack, for the ball of radius eps in the p-norm (1, 2 or math.inf); `steps` are those of PGD.
 
     classes: what the model tells apart; None: TL and TM ask it, one forward each, and AutoAttack takes 10.
-    simba_steps: at most the entries of a sample. seed: of AutoAttack, whose random numbers are its own.
+    simba_steps: at most the entries of a sample. seed: of AutoAttack's random numbers.
 
     SOAE makes at most as many passes as PGD-40, HAAT 42, SimBA at most 2 simba_steps + 1 forwards. HAAT is for
     p = inf, the SCORPIO paper's UL, TL, UM, TM and MI-FGSM for p = 2 or inf; so is AutoAttack, which needs torchattacks
-    and takes minutes. One that asks about whole batches also joins WHOLE_BATCH in watch.py.
+    and takes minutes.
+
+    Raises ValueError for another p, and for AutoAttack with p = 1.
 
     >>> list(standard_attacks(eps=0.3))
     ['fgsm', 'pgd40', 'quadratic', 'soae', 'soae-tr', 'haat', 'ul', 'tl', 'um', 'tm', 'mifgsm', 'asod', 'simba']
     """
-    attacks: dict[str, Runnable] = {
-        "fgsm": FGSM(eps=eps, p=p),
-        f"pgd{steps}": PGD(eps=eps, p=p, steps=steps),
-        "quadratic": FrankWolfe(eps=eps, p=p, steps=3),
-        "soae": SOAE(eps=eps, p=p, max_dim=9),
-        "soae-tr": SOAE(eps=eps, p=p, variant="tr", steps=8, max_dim=4),
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"p must be 1, 2 or math.inf, got {p!r}")
+    task = Task(eps, 0, (), p, classes=classes)
+    given: dict[str, dict[str, Any]] = {
+        "pgd40": {"steps": steps},
+        "simba": {"steps": simba_steps},
+        "autoattack": {"seed": seed},
     }
-    if p == math.inf:
-        attacks["haat"] = HAAT(eps=eps, p=p, steps=7)
-    if p != 1:
-        attacks |= {
-            "ul": UL(eps=eps, p=p),
-            "tl": TL(eps=eps, p=p, classes=classes),
-            "um": UM(eps=eps, p=p),
-            "tm": TM(eps=eps, p=p, classes=classes),
-            "mifgsm": MIFGSM(eps=eps, p=p),
-        }
-    attacks |= {"asod": ASOD(eps=eps, p=p), "simba": SimBA(eps=eps, p=p, step_size=eps, steps=simba_steps)}
-    if autoattack:
-        attacks["autoattack"] = AutoAttack(eps=eps, p=p, classes=10 if classes is None else classes, seed=seed)
-    return attacks
+    rows = [row for row in catalogue.ATTACKS if row.suite and p in row.norms]
+    rows += [row for row in catalogue.ATTACKS if row.name == "autoattack" and autoattack]
+    made = {row.name: dataclasses.replace(row.make(task), **given.get(row.name, {})) for row in rows}
+    return {f"pgd{steps}" if name == "pgd40" else name: attack for name, attack in made.items()}
 
 
 def cheapest_first(attacks: dict[str, Runnable]) -> dict[str, Runnable]:

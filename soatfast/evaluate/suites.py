@@ -43,7 +43,7 @@ def suite(
     """Run every attack on every batch (x, y) of the loader, and record each sample.
 
     A sample counts as fooled by an attack when the model errs on it clean, on the attack's final example, or, for the
-    attacks in :data:`~soatfast.evaluate.watch.WHOLE_BATCH`, on any point on the way that lies in ball and box: the
+    attacks that are ``watchable``, on any point on the way that lies in ball and box: the
     same with and without compaction, and never above what :func:`~soatfast.evaluate.accuracies` gives for the same
     random numbers.
 

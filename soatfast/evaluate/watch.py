@@ -10,14 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from soatfast import ops
-from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, Attack, FrankWolfe
+from soatfast.attacks import Attack
 from soatfast.gradients import objectives
 from soatfast.gradients.checks import check_logits
 from soatfast.gradients.passes import unwrap
 
-WHOLE_BATCH: tuple[type[Attack], ...] = (ASOD, FGSM, MIFGSM, PGD, FrankWolfe, HAAT, SOAE)
-"""Attacks that ask the model about the whole batch each time, sample i in row i (or in the rows i, B + i, ... of a
-stacked batch), and whose samples have nothing to do with each other. Only they can be watched; a subclass counts."""
 _SLACK = 1e-5  # rounding of a projection, relative to eps
 
 
@@ -50,11 +47,9 @@ class Standing:
 
 def can_watch(attack: Any, x: Tensor) -> bool:
     """Whether the predictions of the attack's own passes are those of the evaluation, row for row."""
-    if not isinstance(attack, WHOLE_BATCH) or attack.mode == "train" or attack.engine != "eager":
+    if not isinstance(attack, Attack) or not attack.watchable or attack.mode == "train" or attack.engine != "eager":
         return False
-    if isinstance(attack, SOAE) and attack.compact:  # asks about parts of the batch
-        return False
-    if isinstance(attack, FrankWolfe) and attack.tol is not None:  # so does this
+    if getattr(attack, "compact", False) or getattr(attack, "tol", None) is not None:  # asks about parts of the batch
         return False
     return x.dtype in (torch.float32, torch.float64)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class InputGradientPenalty(Regularised):
     eps: float | Tensor | None = None
     h: float | None = None
     targets: Literal["label", "uniform"] = "label"
+
+    eps_with: ClassVar[tuple[str, str]] = ("variant", "dual")
 
     def __post_init__(self) -> None:
         super().__post_init__()

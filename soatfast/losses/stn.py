@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,8 @@ class STN(Loss):
     samples: int = 10
     mode: Mode = "eval"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
+
+    eps_with: ClassVar[tuple[str, str]] = ("noise", "asod")
 
     def __post_init__(self) -> None:
         super().__post_init__()

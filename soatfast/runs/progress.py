@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,17 @@ from torch import Tensor
 
 
 class Progress:
-    """What trainer and comparison report. This base class shows nothing; use as a context manager."""
+    """What a long command reports. This base class shows nothing; use as a context manager."""
+
+    files: str = ""
+    """What :meth:`wrote` was told."""
+
+    def wrote(self, folder: Path, *names: str) -> None:
+        """The command is done, and its results are these files of the folder."""
+        self.files = f"{folder}: {', '.join(names)}"
+
+    def report(self, name: str, done: int, total: int | None) -> None:
+        """`done` batches of `total` are done, this one by `name`: what :func:`soatfast.evaluate.suite` tells."""
 
     def stage(self, name: str, index: int, total: int) -> None:
         """Piece of work `index` (0-based) of `total` begins."""
@@ -61,6 +72,11 @@ class PlainProgress(Progress):
     def stage(self, name: str, index: int, total: int) -> None:
         self.name = name
         self._line(f"[{index + 1}/{total}] {name}")
+
+    def report(self, name: str, done: int, total: int | None) -> None:
+        if name != self.name:
+            self.name = name
+            self._line(f"{name}")
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
         self.epochs = epochs
@@ -119,6 +135,11 @@ class RichProgress(Progress):
             self.overall = self.bars.add_task("", total=total, status="")
         self.bars.update(self.overall, completed=index, description=name, status="")
 
+    def report(self, name: str, done: int, total: int | None) -> None:
+        if self.overall is None:
+            self.overall = self.bars.add_task("", total=total, status="")
+        self.bars.update(self.overall, completed=done, total=total, description=name)
+
     def begin(self, epochs: int, steps: int, done: int) -> None:
         self._drop_training()
         self.epochs, self.steps, self.done = epochs, steps, done * steps
@@ -151,18 +172,5 @@ Report = Callable[[str, int, int | None], None]
 @contextlib.contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Report]:
     """A bar on the terminal: ``with progress_bar() as progress: suite(model, loader, progress=progress)``."""
-    bar = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("", total=None)
-
-        def report(name: str, done: int, total: int | None) -> None:
-            bar.update(task, description=name, completed=done, total=total)
-
-        yield report
+    with RichProgress(console or Console()) as bars:
+        yield bars.report

@@ -11,7 +11,7 @@ from safetensors.torch import save_model
 
 from soatfast.attacks import PGD
 from soatfast.commands import main as cli
-from soatfast.commands.attack import AttackConfig, attack
+from soatfast.commands.attack import AttackConfig, run
 from soatfast.runs.progress import Progress
 from soatfast.train import SmallCNN, load_data
 from soatfast.train.subject import Subject
@@ -104,12 +104,12 @@ def test_an_interrupted_attack_goes_on_batch_by_batch(tmp_path, made, monkeypatc
     subject = Subject(data=made[0], weights=made[1])
     config = AttackConfig(run_dir=tmp_path / "cut", subject=subject, split="train", batch_size=8)
     with pytest.raises(KeyboardInterrupt):
-        attack(config, CtrlC(at=2))
+        run(config, CtrlC(at=2))
     assert len(calls) == 2
-    (tmp_path / "cut" / "parts" / "000001.npz").write_bytes(b"half a file")
-    attack(config)
+    (tmp_path / "cut" / "parts" / "000001.safetensors").write_bytes(b"half a file")
+    run(config)
     assert len(calls) == 2 + 3, "whole batches are not attacked again, a damaged one is"
-    attack(dataclasses.replace(config, run_dir=tmp_path / "whole"))
+    run(dataclasses.replace(config, run_dir=tmp_path / "whole"))
     cut, whole = read(tmp_path / "cut"), read(tmp_path / "whole")
     assert all(np.array_equal(cut[name], whole[name]) for name in whole)
 
@@ -152,7 +152,7 @@ def test_the_examples_are_data_for_another_model(tmp_path, made):
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (["--attack", "clean"], "attack must be one of fgsm"),
+        (["--attack", "clean"], "there is no attack 'clean'; the nearest are"),
         (["--attack", "fgsm", "pgd"], "either --attack fgsm or PGD at the end, got both"),
         (["--samples", "0"], "must be at least 1"),
         (["--p", "3"], "p must be 2 or inf"),

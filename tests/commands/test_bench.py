@@ -56,10 +56,10 @@ class Stages(Progress):
 def test_a_checkouts_benchmarks_file_by_file(tmp_path, checkout):
     config = BenchConfig(run_dir=tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        bench.bench(config, Stages("bench_two"), checkout)
+        bench.run(config, Stages("bench_two"), checkout)
     kept = tmp_path / "run" / "parts" / "one.json"
     before = kept.stat().st_mtime_ns
-    text = bench.bench(config, checkout=checkout)
+    text = bench.run(config, checkout=checkout)
     assert "| one | 1 | eager 2.00 |" in text and "| two | 1 | eager 2.00 |" in text
     assert kept.stat().st_mtime_ns == before, "what was done is done again"
     assert (tmp_path / "run" / "bench.md").read_text() == text
@@ -67,18 +67,18 @@ def test_a_checkouts_benchmarks_file_by_file(tmp_path, checkout):
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert options["command"] == "bench" and options["versions"] and options["machine"]["threads"] >= 1
     stages = Stages()
-    bench.bench(BenchConfig(run_dir=tmp_path / "run", only=("two",), fresh=True), stages, checkout)
+    bench.run(BenchConfig(run_dir=tmp_path / "run", only=("two",), fresh=True), stages, checkout)
     assert stages.names == ["bench_two"] and not kept.exists()
 
 
 def test_mistakes(tmp_path, checkout):
     with pytest.raises(UserError, match="only must be some of one, two, got three"):
-        bench.bench(BenchConfig(run_dir=tmp_path / "run", only=("three",)), checkout=checkout)
+        bench.run(BenchConfig(run_dir=tmp_path / "run", only=("three",)), checkout=checkout)
     (checkout / "benchmarks" / "bench_one.py").write_text("import no_such_package\n")
     with pytest.raises(UserError, match=r"bench_one failed: .*no_such_package"):
-        bench.bench(BenchConfig(run_dir=tmp_path / "run"), checkout=checkout)
+        bench.run(BenchConfig(run_dir=tmp_path / "run"), checkout=checkout)
     with pytest.raises(UserError, match="only chooses among a checkout's benchmarks"):
-        bench.bench(BenchConfig(run_dir=tmp_path / "run", only=("one",)), checkout=tmp_path)
+        bench.run(BenchConfig(run_dir=tmp_path / "run", only=("one",)), checkout=tmp_path)
     with pytest.raises(ValueError, match="without quick, got one"):
         BenchConfig(only=("one",), quick=True)
 
@@ -90,7 +90,7 @@ def test_short_timing(tmp_path, capsys, monkeypatch):
     assert "| lmo, p = inf, (128, 3072)" in out and "its bare passes" in out
     assert len(json.loads((tmp_path / "bench.json").read_text())["races"]) == 8
     monkeypatch.setattr(bench, "_CHECKOUT", tmp_path)
-    assert "PyTorch" in bench.bench(BenchConfig(run_dir=tmp_path), checkout=tmp_path), "where there is no checkout"
+    assert "PyTorch" in bench.run(BenchConfig(run_dir=tmp_path), checkout=tmp_path), "where there is no checkout"
     (tmp_path / "options.json").write_text("{}")
     assert cli.main(["bench", "--quick", "--run-dir", str(tmp_path), "--fresh"]) == 1
     assert "does not hold benchmarks" in capsys.readouterr().err

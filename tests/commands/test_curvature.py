@@ -9,7 +9,8 @@ import pytest
 
 from soatfast.commands import curvature as module
 from soatfast.commands import main as cli
-from soatfast.commands.curvature import CurvatureConfig, curvature
+from soatfast.commands.curvature import CurvatureConfig
+from soatfast.commands.curvature import run as curvature
 from soatfast.runs.progress import Progress
 
 SIZE = ["--train-samples", "60", "--test-samples", "20", "--batch-size", "30", "--epochs", "1"]

@@ -16,8 +16,9 @@ from torch import nn
 from soatfast import evaluate as ev
 from soatfast.attacks import FGSM
 from soatfast.commands import main as cli
-from soatfast.commands.evaluate import EvaluateConfig, evaluate
-from soatfast.commands.report import ReportConfig, report
+from soatfast.commands.evaluate import EvaluateConfig, run
+from soatfast.commands.report import ReportConfig
+from soatfast.commands.report import run as report
 from soatfast.evaluate import load_suite
 from soatfast.runs.errors import RunFolderError
 from soatfast.train.models import SmallCNN
@@ -41,7 +42,7 @@ def config(weights: Path, tmp_path: Path) -> EvaluateConfig:
 
 
 def test_the_whole_suite_with_its_analysis(config: EvaluateConfig) -> None:
-    tables = evaluate(dataclasses.replace(config, analysis=True))
+    tables = run(dataclasses.replace(config, analysis=True))
     names = [row["name"] for row in tables[0].rows]
     assert names[:3] == ["clean", "fgsm", "pgd2"] and names[-1] == "worst case" and {"simba", "asod", "tm"} < set(names)
     assert len(tables[1].rows) == 7, "the signs of masked gradients"
@@ -65,17 +66,17 @@ def test_the_same_call_goes_on_and_another_is_refused(config: EvaluateConfig) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(config, stop)
-    evaluate(config)
+        run(config, stop)
+    run(config)
     again = load_suite(config.run_dir)
     whole = dataclasses.replace(config, run_dir=config.run_dir.with_name("whole"))
-    evaluate(whole)
+    run(whole)
     for name, result in load_suite(whole.run_dir).results.items():
         assert np.array_equal(result.correct, again[name].correct)
         assert np.array_equal(result.margin, again[name].margin)
     with pytest.raises(RunFolderError):
-        evaluate(dataclasses.replace(config, eps=0.2))
-    evaluate(dataclasses.replace(config, eps=0.2, fresh=True))
+        run(dataclasses.replace(config, eps=0.2))
+    run(dataclasses.replace(config, eps=0.2, fresh=True))
 
 
 class Stopping(FGSM):
@@ -126,7 +127,7 @@ def test_a_warning_is_one_line(
 
 
 def test_worst_case_and_l2(config: EvaluateConfig) -> None:
-    found = evaluate(dataclasses.replace(config, p=2, worst_case=True))[0]
+    found = run(dataclasses.replace(config, p=2, worst_case=True))[0]
     assert "haat" not in [row["name"] for row in found.rows]
     assert "survivors" in found.note
 

@@ -10,7 +10,8 @@ import torch
 
 from soatfast.commands import explain as module
 from soatfast.commands import main as cli
-from soatfast.commands.explain import ExplainConfig, _choose, explain
+from soatfast.commands.explain import ExplainConfig, _choose
+from soatfast.commands.explain import run as explain
 from soatfast.commands.finished import open_comparison
 from soatfast.runs.progress import Progress
 
@@ -160,7 +161,7 @@ def test_an_unfinished_or_damaged_run(run_dir, tmp_path, capsys, command):
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"wrong": -1}, "wrong must be at least 0, got -1"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"attack": "autoattack"}, "attack must be one of fgsm, pgd40, .*, got autoattack"),
+        ({"attack": "autoattack"}, "there is no attack 'autoattack'; the nearest are"),
         ({"radius": -1.0}, "eps must be finite and >= 0, got -1"),
         ({"kappa": -1.0}, "kappa must be finite and >= 0, got -1"),
         ({"base": 2.0}, "base must lie in bounds"),

@@ -131,7 +131,7 @@ def test_debug_shows_the_traceback(tmp_path, monkeypatch):
 
 
 def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_compare", lambda config: 1 / 0)
+    monkeypatch.setattr("soatfast.commands.compare.run", lambda config, progress: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["compare", *TINY])
 

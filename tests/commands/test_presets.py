@@ -53,4 +53,4 @@ def test_conflicts_and_unknown_presets_are_usage_errors(words, capsys):
         cli.main(["compare", *words])
     assert stop.value.code == 2
     if "--p" in words:
-        assert "haat needs p = inf" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert "haat needs another norm" in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -13,9 +13,12 @@ import pytest
 
 from soatfast.commands import main as cli
 from soatfast.commands import papers
-from soatfast.commands.compare import CompareConfig, compare
-from soatfast.commands.curvature import CurvatureConfig, curvature
-from soatfast.commands.report import ReportConfig, report
+from soatfast.commands.compare import CompareConfig
+from soatfast.commands.compare import run as compare
+from soatfast.commands.curvature import CurvatureConfig
+from soatfast.commands.curvature import run as curvature
+from soatfast.commands.report import ReportConfig
+from soatfast.commands.report import run as report
 from soatfast.commands.report.sections import sections, trainings, unfinished
 from soatfast.evaluate import Column, Table
 from soatfast.runs.errors import UserError
@@ -194,7 +197,7 @@ def test_the_folder_at_hand_has_its_name(run: Path, monkeypatch: pytest.MonkeyPa
 
 def test_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", "--run-dir", str(run)]) == 0
-    assert capsys.readouterr().out == f"written: {run / 'report.html'}\n"
+    assert capsys.readouterr().out == f"written to {run}: report.html\n"
     assert cli.main(["report", "--run-dir", str(tmp_path / "nothing")]) == 1
     assert capsys.readouterr().err.startswith("error: there is no folder")
 

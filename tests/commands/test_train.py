@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from soatfast.commands import main as cli
-from soatfast.commands.options import ATTACK_CLASSES, LOSS_CLASSES, choice
-from soatfast.commands.train import TrainingConfig, training
+from soatfast.commands.options import choice
+from soatfast.commands.train import CLASSES, TrainingConfig, run
 from soatfast.train import TrainConfig
 from soatfast.train.subject import Subject
 from tests.commands.interrupted import interrupted_and_again
@@ -98,7 +98,7 @@ def test_methods_losses_and_attacks_with_their_own_options(tmp_path, data, more,
     assert tuple(found[name] for name in ("forward", "backward_input", "backward_parameters")) == passes
 
 
-@pytest.mark.parametrize("cls", [*ATTACK_CLASSES.values(), *LOSS_CLASSES.values()])
+@pytest.mark.parametrize("cls", CLASSES.values())
 def test_a_class_by_name_is_the_class_with_its_defaults(cls):
     made = choice(cls)().make(0.1, math.inf)
     known = {"eps": 0.1} if hasattr(made, "eps") else {}
@@ -138,7 +138,7 @@ def test_own_model_weights_and_imagefolder(tmp_path, data, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (["--method", "magic"], "method must be one of"),
+        (["--method", "magic"], "there is no method 'magic'; the nearest are"),
         (["--method", "pgd4", "pgd"], "either --method pgd4 or PGD at the end"),
         (["--p", "1"], "p must be 2 or inf, got 1"),
         (["--eps", "2"], "at most 1, got 2"),
@@ -202,7 +202,7 @@ def test_ctrl_c_then_the_same_command_resumes(tmp_path, data):
         subject=Subject(data=data),
         train=TrainConfig(epochs=60, batch_size=8),
     )
-    training(config)
+    run(config)
     cut, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
     assert all(torch.equal(cut[name], whole[name]) for name in whole), "resuming changed the weights"
     options = json.loads((tmp_path / "cut" / "options.json").read_text())

@@ -3,14 +3,15 @@ import json
 import pytest
 
 from soatfast.commands import main as cli
-from soatfast.commands.tune import TuneConfig, tune_command
+from soatfast.commands.tune import TuneConfig, run
+from soatfast.runs.progress import Progress
 from soatfast.train.subject import Subject
 
 
 def test_writes_a_table_that_names_the_fastest(tmp_path):
     stages = []
 
-    class Bar:
+    class Bar(Progress):
         def stage(self, *stage):
             stages.append(stage)
 
@@ -22,7 +23,7 @@ def test_writes_a_table_that_names_the_fastest(tmp_path):
         steps=1,
         rounds=2,
     )
-    table = tune_command(config, Bar())
+    table = run(config, Bar())
     first = table.rows[0]["engine"]
     assert f'The fastest is "{first}"' in table.note and "batch 400" in table.note
     assert (tmp_path / "run" / "tune.md").read_text() == table.to_markdown()

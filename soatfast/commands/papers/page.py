@@ -113,6 +113,6 @@ def beside(table: PaperTable, found: Measured) -> Table:
 
 
 def _header(key: str, found: Measured) -> str:
-    from soatfast.attacks.catalogue import ATTACKS
+    from soatfast.commands.methods import COLUMNS
 
-    return f"{found.headers[key]} %" if key in found.headers else ATTACKS[key][0]
+    return f"{found.headers[key] if key in found.headers else COLUMNS[key].label} %"

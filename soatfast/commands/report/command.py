@@ -20,6 +20,7 @@ from soatfast.commands.report.sections import (
 from soatfast.runs import files
 from soatfast.runs.errors import UserError
 from soatfast.runs.folder import OPTIONS
+from soatfast.runs.progress import Progress
 
 PAGE = "report.html"
 
@@ -32,7 +33,7 @@ class ReportConfig:
     """Folder that soatfast compare or train wrote; what curvature, evaluate and explain added is shown, too."""
 
 
-def report(config: ReportConfig) -> Path:
+def run(config: ReportConfig, progress: Progress | None = None) -> Path:
     """Write report.html, and its pictures as report/*.png, into the run folder; return the page.
 
     An unfinished comparison gives a page of what there is, which says so.
@@ -54,6 +55,7 @@ def report(config: ReportConfig) -> Path:
         for picture in section.pictures:
             (folder / "report" / f"{picture.name}.png").write_bytes(picture.png)
     files.write_text(folder / PAGE, page(folder, parts, missing))
+    (progress or Progress()).wrote(folder, PAGE)
     return folder / PAGE
 
 
