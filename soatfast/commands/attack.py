@@ -43,28 +43,28 @@ else:
 
 @dataclass(frozen=True)
 class AttackConfig(Start):
-    """Attack one trained model; the same command goes on after an interruption, batch by batch."""
+    """Attack one trained model. After an interruption the same command resumes at the next batch."""
 
     run_dir: Path = Path("runs/attack")
-    """Folder of everything written."""
+    """Output folder. A run found there is resumed."""
     attack: str = _DEFAULT
-    """A column of soatfast compare, as fgsm, pgd40, quadratic, haat or autoattack (of torchattacks; another name lists
-    them). An attack named at the end of the command is used in its place, with its own options."""
+    """Name of an attack of soatfast compare, whose help lists them. An attack can be named instead at the end of the
+    command, with options."""
     eps: float = 0.2
-    """Radius, in pixel units of [0, 1]."""
+    """Radius of the ball, for pixels in [0, 1]."""
     p: float = math.inf
-    """Norm of the ball: inf or 2 (an attack named at the end may know others)."""
+    """Norm of the ball: inf or 2. An attack named at the end may allow others."""
     subject: Subject = field(default_factory=Subject)
     split: Literal["test", "train"] = "test"
-    """Which samples: those held out, or those to train on."""
+    """Part of the data to attack: test (held out) or train."""
     samples: int | None = 1000
-    """The first so many; None: all."""
+    """Number of samples, from the first on. None: all."""
     batch_size: int = 250
-    """Samples attacked at a time, and kept through an interruption."""
+    """Number of samples attacked at a time. A finished batch survives an interruption."""
     seed: int = 0
-    """Of random starts; and of the weights of a model that sets its own."""
+    """Seed of random starts, and of the weights of a model that is not given any."""
     at_end: AtEnd = None
-    """An attack by class name."""
+    """Name of an attack, with options."""
 
     def __post_init__(self) -> None:
         self.chosen.check(self.eps, self.p)
@@ -133,7 +133,7 @@ def _chosen(config: AttackConfig, data: Data) -> Dataset[Any]:
 
 
 def _options(config: AttackConfig, data: Data, attacker: Any, model: nn.Module, samples: int) -> dict[str, Any]:
-    """What makes it the same attack; compared before it is gone on with."""
+    """What makes it the same attack; compared before it is resumed."""
     return {
         "command": "attack",
         "attack": files.describe(attacker),

@@ -40,16 +40,16 @@ _ROUNDS = 21
 class BenchConfig(Start):
     """Time the ops, attacks and training steps against their baselines on this machine.
 
-    In a checkout its benchmarks run through pytest, file by file; the same command goes on after an interruption. It
-    takes many minutes. Elsewhere, or with --quick, a short timing that comes with the package.
+    In a checkout its benchmarks run through pytest, file by file, for many minutes; after an interruption the same
+    command resumes. Elsewhere, or with --quick, a short timing that comes with the package runs.
     """
 
     run_dir: Path = Path("runs/bench")
-    """Folder of everything written."""
+    """Output folder. A run found there is resumed."""
     only: tuple[str, ...] = ()
-    """Which of the checkout's benchmarks: lmo, attack, training_step, ... None: all."""
+    """Benchmarks of the checkout to run: lmo, attack, training_step, ... None: all."""
     quick: bool = False
-    """The short timing, also in a checkout."""
+    """Run the short timing, also in a checkout."""
 
     def __post_init__(self) -> None:
         if self.quick and self.only:

@@ -9,16 +9,17 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from accelerate import PartialState
 from torch import Tensor, nn
 
 from soatfast.attacks.task import Task, check_ball
 from soatfast.commands import papers
 from soatfast.commands.methods import BASELINE, COLUMNS, DEMO, METHODS, QUICK, suited, with_engine
-from soatfast.commands.options import check_norm, check_torchattacks, nearest
+from soatfast.commands.options import check_norm, check_torchattacks, listed, nearest
 from soatfast.evaluate.accuracies import AccuracyResult, accuracy, gather
 from soatfast.gradients.passes import Passes
 from soatfast.runs import figures as pictures
@@ -40,26 +41,22 @@ class CompareConfig(Start):
     """Train one model by several methods and attack each."""
 
     preset: Literal["demo", "tables"] = "demo"
-    """tables: a small-data version of the papers' grid, three seeds, about an hour; also writes papers.md, which says
-    which of the papers' claims hold up. It changes the defaults of the other options; those given still count."""
+    """Defaults of the other options. tables: the papers' grid on small data with three seeds, about an hour; it also
+    writes papers.md, which says which of the papers' claims hold up."""
     run_dir: Path = Path("runs/demo")
-    """Folder of everything written; finished and interrupted trainings found there are used."""
-    methods: tuple[str, ...] = DEMO
-    """Which methods, in the order of the table; scorpio-ball is SCORPIO as the paper prints it, replay the Frank-Wolfe
-    training with memory, atta its PGD counterpart, fgsm one step from a random start, soat and haat training on
-    second-order examples; trades, mart and sora the losses of those names; soar, cure, gradient-penalty,
-    gradient-difference, llr and stn regularise the loss on clean images; pgd3, pgd7, scorpio-fe1, scorpio-cd and
-    scorpio-cd1 are rows of the papers' tables."""
-    attacks: tuple[str, ...] = QUICK
-    """Which attacks: clean, fgsm, pgd40, quadratic, soae, soae-tr, haat, asod, mifgsm, simba (black box, 200 steps),
-    pgd20, ul, tl, um and tm (SCORPIO's, 10 steps), um20, um40, um100, autoattack (of torchattacks; a minute or more a
-    model)."""
+    """Output folder. Finished trainings found there are used, interrupted ones are resumed."""
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=listed("Methods, in the order of the table", METHODS))] = (
+        DEMO
+    )
+    attacks: Annotated[tuple[str, ...], tyro.conf.arg(help=listed("Attacks, in the order of the table", COLUMNS))] = (
+        QUICK
+    )
     eps: float = 0.2
-    """Radius of training and evaluation, in pixel units of [0, 1]."""
+    """Radius of the ball in training and evaluation, for pixels in [0, 1]."""
     p: float = math.inf
     """Norm of the ball: inf or 2."""
     seeds: int = 1
-    """Trainings per method, from seed on; the table shows mean ± sample standard deviation."""
+    """Number of trainings per method, with seeds from seed on. The table shows mean ± sample standard deviation."""
     data: str = "mnist5k"
     """mnist5k (4 000 digits to train on, 1 000 held out), digits8 (8x8 digits), mnist, cifar10, svhn, npz:PATH or
     imagefolder:PATH (see soatfast train)."""
@@ -72,12 +69,12 @@ class CompareConfig(Start):
     width: int | None = None
     """Channels of the first layer of small-cnn (16) or resnet18 (64)."""
     train_samples: int | None = None
-    """Use only the first so many training samples."""
+    """Number of training samples to use, from the first on. None: all."""
     test_samples: int | None = None
-    """Use only the first so many held-out samples."""
+    """Number of held-out samples to use, from the first on. None: all."""
     engine: str = "eager"
-    """How the passes of the training attacks are run: eager, or some of bf16, fp16, channels_last and compile joined by
-    "+" (soatfast tune). Methods without such an attack (standard, cure, soat, ...) cannot have another than eager."""
+    """How the passes of the training attacks run: eager, or some of bf16, fp16, channels_last and compile joined by "+".
+    soatfast tune finds the fastest. Methods without such an attack (standard, cure, soat, ...) need eager."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

@@ -33,33 +33,34 @@ _SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of eps, where the curve is m
 
 @dataclass(frozen=True)
 class EvaluateConfig(Start):
-    """Attack one trained model by the whole suite, with a record of each sample; the same command goes on after an
-    interruption, batch by batch."""
+    """Attack one trained model by the whole suite, with a record of each sample.
+
+    After an interruption the same command resumes at the next batch."""
 
     run_dir: Path = Path("runs/evaluate")
-    """Folder of everything written."""
+    """Output folder. A run found there is resumed."""
     eps: float = 0.2
-    """Radius, in pixel units of [0, 1]."""
+    """Radius of the ball, for pixels in [0, 1]."""
     p: float = math.inf
     """Norm of the ball: inf or 2."""
     steps: int = 40
-    """Of PGD."""
+    """Steps of PGD."""
     autoattack: bool = False
-    """AutoAttack as well (of torchattacks; thousands of passes for each sample that withstands it: with worst_case it
-    comes last, and sees only the survivors of all others)."""
+    """Run AutoAttack as well, which needs torchattacks. It makes thousands of passes for each sample that withstands it;
+    with worst_case it comes last, and sees only the survivors of all others."""
     analysis: bool = False
-    """Accuracy against eps and against PGD's steps, PGD against SimBA, and the signs of masked gradients as well."""
+    """Also measure accuracy against eps and PGD's steps, PGD against SimBA, and the signs of masked gradients."""
     worst_case: bool = False
-    """Run each attack on the survivors of the cheaper ones only: fewer passes, and one figure for all."""
+    """Run each attack only on the survivors of the cheaper ones: fewer passes, and one figure for all."""
     compact: bool = True
-    """Leave samples out of the passes that are fooled already; it changes no figure."""
+    """Leave samples that are fooled already out of the passes. No figure changes."""
     subject: Subject = field(default_factory=Subject)
     samples: int | None = 1000
-    """The first so many held-out samples; None: all."""
+    """Number of held-out samples, from the first on. None: all."""
     batch_size: int = 250
-    """Samples attacked at a time, and kept through an interruption."""
+    """Number of samples attacked at a time. A finished batch survives an interruption."""
     seed: int = 0
-    """Of random starts; and of the weights of a model that sets its own."""
+    """Seed of random starts, and of the weights of a model that is not given any."""
 
     def __post_init__(self) -> None:
         check_ball(self.eps, self.p)

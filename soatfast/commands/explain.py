@@ -34,26 +34,25 @@ class ExplainConfig(Start):
     """Show what the models of a comparison look at: attacked digits, saliency maps, contrastive explanations."""
 
     run_dir: Path = Path("runs/demo")
-    """Folder that soatfast compare wrote."""
+    """Folder that soatfast compare wrote. The results are added to it."""
     methods: tuple[str, ...] = ()
-    """Which of its methods; none: all."""
+    """Methods of that comparison to show. None: all."""
     seed: int = 0
-    """Which of a method's trainings, and the random starts of the attack."""
+    """Seed of the trainings to show, and of the random starts of the attack."""
     samples: int = 8
-    """Held-out samples to show, of one class after the other; where there are such, that all models get right."""
+    """Number of held-out samples to show, from each class in turn; those that all models get right come first."""
     wrong: int = 2
-    """And so many more that models get wrong, most of them first: there the roles of the explanations change places."""
+    """Number of samples to add that models get wrong, from those that most models miss."""
     attack: str = "pgd40"
-    """Attack of the gallery, at the comparison's radius: any of soatfast compare's but clean and autoattack."""
+    """Attack of the gallery, at the comparison's radius: a name of soatfast compare, except clean and autoattack."""
     radius: float = 4.0
-    """L2 radius of the contrastive pair; the SCORPIO paper's."""
+    """L2 radius of the contrastive pair. The default is the SCORPIO paper's."""
     steps: int = 100
-    """FISTA steps of each search for pertinent negatives and positives. CEM's code takes 1000; for the demo's PGD-10
-    model that makes the elastic net up to a sixth smaller."""
+    """FISTA steps of each search for pertinent negatives and positives. CEM's code takes 1000."""
     kappa: float = 1.0
-    """Margin of the logits that they are to have; with CEM's 0 they stop where two classes are equally likely."""
+    """Margin of the logits that the explanations reach. With CEM's 0 two classes end up equally likely."""
     base: float = 0.0
-    """Value of a pixel that says nothing: 0 for a black background."""
+    """Value of a pixel that says nothing. 0: a black background."""
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("wrong", 0), ("steps", 1)):

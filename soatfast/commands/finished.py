@@ -64,7 +64,7 @@ def open_comparison(folder: Path) -> Finished:
     path = folder / "results.json"
     if not path.is_file():
         if any(folder.glob(f"*/seed-*/{OPTIONS}")):
-            raise UserError(f"{folder} holds an unfinished comparison: the same soatfast compare goes on with it")
+            raise UserError(f"{folder} holds an unfinished comparison: the same soatfast compare command resumes it")
         raise UserError(f"{path} is not there: run soatfast compare --run-dir {folder} first")
     results = files.read_json(path)
     config = results.get("config") if isinstance(results, dict) else None

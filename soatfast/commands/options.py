@@ -34,6 +34,12 @@ _LEFT_OUT = ("eps", "p", "bounds", "targeted")
 _SAYABLE = (bool, int, float, str, types.NoneType)
 
 
+def listed(about: str, rows: Mapping[str, Row]) -> str:
+    """The help text of an option that takes names of these rows."""
+    names = (name if name == row.label else f"{name} ({row.label})" for name, row in rows.items())
+    return f"{about}: {', '.join(names)}."
+
+
 def nearest(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Raise ValueError for the first of the names that is not known, with those that are nearest to it.
 

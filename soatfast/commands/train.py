@@ -38,28 +38,28 @@ else:
 
 @dataclass(frozen=True)
 class TrainingConfig(Start):
-    """Train one model by one method; the same command goes on after an interruption."""
+    """Train one model by one method. After an interruption the same command resumes."""
 
     run_dir: Path = Path("runs/train")
-    """Folder of everything written; a training found there is gone on with."""
+    """Output folder. A training found there is resumed."""
     method: str = _DEFAULT
-    """A method of soatfast compare: standard, pgd10, scorpio, replay, trades, ... In its place a loss can be named at
-    the end of the command, with its own options, or an attack, and the training is on its examples."""
+    """Name of a method of soatfast compare, whose help lists them. A loss or an attack can be named instead at the end
+    of the command, with options. An attack gives the examples to train on."""
     eps: float = 0.2
-    """Radius of the training, in pixel units of [0, 1]."""
+    """Radius of the ball, for pixels in [0, 1]."""
     p: float = math.inf
-    """Norm of the ball: inf or 2 (an attack named at the end may know others)."""
+    """Norm of the ball: inf or 2. An attack named at the end may allow others."""
     subject: Subject = field(default_factory=Subject)
     engine: str = "eager"
-    """How the passes of the training attack are run: eager, or some of bf16, fp16, channels_last and compile joined by
-    "+"; soatfast tune measures which is fastest. (An attack or loss named at the end has an --engine of its own.)"""
+    """How the passes of the training attack run: eager, or some of bf16, fp16, channels_last and compile joined by "+".
+    soatfast tune finds the fastest. An attack or loss named at the end has its --engine behind it."""
     train_samples: int | None = None
-    """Use only the first so many training samples."""
+    """Number of training samples to use, from the first on. None: all."""
     test_samples: int | None = None
-    """Use only the first so many held-out samples."""
+    """Number of held-out samples to use, from the first on. None: all."""
     train: TrainConfig = field(default_factory=TrainConfig)
     at_end: AtEnd = None
-    """A loss, or an attack to train on, by class name."""
+    """Name of a loss, or of an attack to train on, with options."""
 
     def __post_init__(self) -> None:
         self.chosen.check(self.eps, self.p)
@@ -82,7 +82,7 @@ class TrainingConfig(Start):
 
 
 def run(config: TrainingConfig, progress: Progress | None = None) -> Table:
-    """Train, or go on with what run_dir holds; write the weights, options and accuracy; return the table.
+    """Train, or resume what run_dir holds; write the weights, options and accuracy; return the table.
 
     The folder: options.json (options, seed, versions, counted passes), model.safetensors, result.json (seconds and the
     epochs), accuracy.json (on clean held-out samples).

@@ -25,20 +25,20 @@ class TuneConfig:
     """
 
     run_dir: Path = Path("runs/tune")
-    """Folder of everything written."""
+    """Output folder."""
     subject: Subject = field(default_factory=Subject)
     batch_size: int = 128
-    """Samples a batch, as the attack will have them; the first held-out ones, repeated where there are fewer."""
+    """Batch size of the attack. The first held-out samples are used, repeated where there are fewer."""
     engines: tuple[str, ...] = ()
-    """Which engines; none: all that this device can have."""
+    """Engines to time. None: all that this device can run."""
     mode: Literal["eval", "train", "keep"] = "eval"
-    """State of the model in the attack."""
+    """Mode of the model during the attack: eval, train or keep (as it is)."""
     steps: int = 10
-    """Gradients of an attack."""
+    """Number of gradients of an attack."""
     rounds: int = 7
-    """Turns of each engine that count."""
+    """Number of timed turns of each engine."""
     seed: int = 0
-    """Of fresh weights."""
+    """Seed of untrained weights."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "rounds"):

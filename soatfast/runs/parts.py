@@ -1,4 +1,4 @@
-"""What a command has found of one model, kept in the run folder: an interrupted command goes on behind it."""
+"""What a command has found so far, in files of the run folder: an interrupted command resumes after them."""
 
 from __future__ import annotations
 

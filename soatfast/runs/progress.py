@@ -39,7 +39,7 @@ class Progress:
         """Piece of work `index` (0-based) of `total` begins."""
 
     def begin(self, epochs: int, steps: int, done: int) -> None:
-        """A training of `epochs` x `steps` begins, or goes on after `done` epochs."""
+        """A training of `epochs` x `steps` begins, or resumes after `done` epochs."""
 
     def step(self, loss: Tensor) -> None:
         """One training step is done. The loss is read only now and then: reading it waits for a GPU."""

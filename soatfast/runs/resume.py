@@ -1,4 +1,4 @@
-"""How a command begins: it goes on with the work that its folder holds, unless it is told otherwise."""
+"""How a command starts: it resumes the run that its folder holds, unless an option says otherwise."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The options of every command that takes long. Without either it goes on where it can, and else begins."""
+    """The options of every command that takes long: by default it resumes where it can, and otherwise starts."""
 
     resume: Flag = False
-    """Only go on with what run_dir holds, and fail where this command has not begun there. Without it the command goes
-    on where it can, and else begins."""
+    """Fail unless run_dir holds a run to resume. By default: resume if possible, otherwise start."""
     fresh: Flag = False
-    """Begin anew, in place of what this command left in run_dir."""
+    """Start again, and replace what this command left in run_dir."""
 
     def check_start(self, folder: Path, *traces: str) -> None:
-        """Raise UserError for --resume where there is nothing to go on with, and for both flags at once.
+        """Raise UserError for --resume where there is nothing to resume, and for both flags at once.
 
-        traces: patterns of the files in `folder` that tell that the command has begun there.
+        traces: patterns of the files in `folder` that an earlier run leaves there.
         """
         if self.resume and self.fresh:
-            raise UserError("expected --resume, which goes on, or --fresh, which begins anew; got both")
+            raise UserError("expected --resume, which continues a run, or --fresh, which starts again; got both")
         if self.resume and not any(any(folder.glob(trace)) for trace in traces):
             raise UserError(
-                f"--resume: {folder} holds nothing to go on with (there is no {' or '.join(traces)}); the same command "
-                "without --resume begins"
+                f"--resume: {folder} holds no run to resume (there is no {' or '.join(traces)}); the same command "
+                "without --resume starts one"
             )

@@ -20,35 +20,36 @@ class TrainConfig:
     epochs: int = 15
     """Passes over the training set."""
     batch_size: int = 100
-    """Samples a step, over all processes together. The last, smaller batch of an epoch is left out."""
+    """Number of samples a step, over all processes together. The last, smaller batch of an epoch is left out."""
     lr: float = 1e-3
     """Learning rate at the start."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer of the weights."""
     weight_decay: float = 0.0
     """L2 penalty, added to the gradient."""
     momentum: float = 0.9
-    """Of sgd; adam has its usual betas 0.9 and 0.999."""
+    """Momentum of sgd. adam has its usual betas 0.9 and 0.999."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """Of the learning rate: cosine to 0, or step: a tenth after 1/2 and again after 3/4 of the epochs."""
+    """Course of the learning rate: constant, cosine (to 0), or step (a tenth after 1/2 and again after 3/4)."""
     eps_ramp_epochs: int = 5
-    """In epoch e (from 0) the loss gets eps min(1, (e + 1) / ramp); 1 or 0: the full eps from the start."""
+    """Number of epochs in which eps grows linearly to its full value. 1 or 0: full from the start."""
     h_ramp: tuple[float, ...] = ()
-    """Shares of the loss's finite-difference step h in the first epochs, then all of it; CURE's: 0.033 0.13 0.27 0.6.
-    A loss without h, or with its default None, is left alone."""
+    """Shares of the loss's finite-difference step h in the first epochs; all of it afterwards. CURE's authors take
+    0.033 0.13 0.27 0.6. A loss without h, or with h = None, is not changed."""
     seed: int = 0
-    """Fixes the data order and the random starts of attacks; in the commands the first weights too."""
+    """Seed of the data order, of the random starts of attacks, and in the commands of the first weights."""
     precision: Literal["no", "bf16"] = "no"
-    """Autocast of all network passes, those of the attack included."""
+    """Autocast of all network passes, those of the attack included: no or bf16."""
     channels_last: bool = False
-    """Channels-last memory layout for model and images."""
+    """Use the channels-last memory layout for model and images."""
     crop_padding: int = 0
-    """Random crops by up to so many pixels each way, after zero padding."""
+    """Zero padding in pixels, before a random crop to the image's size. 0: no crops."""
     flip: bool = False
-    """Random horizontal flips."""
+    """Flip images horizontally at random."""
     guard: int = 0
-    """Watch so many training samples for catastrophic overfitting after every epoch; 0: no. See OverfittingGuard."""
+    """Number of training samples that are checked for catastrophic overfitting after every epoch. 0: no check."""
     guard_steps: int = 5
-    """Attack steps of the epochs after an alarm, where the loss has fewer; PGD then takes its default step size."""
+    """Attack steps in the epochs after an alarm, where the loss has fewer. PGD then takes its default step size."""
 
     def __post_init__(self) -> None:
         for name, low in _LEAST + _GUARD:

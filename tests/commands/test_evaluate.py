@@ -1,4 +1,4 @@
-"""`soatfast evaluate`: what it writes, that it goes on, and what it says to a wrong call."""
+"""`soatfast evaluate`: what it writes, that it resumes, and what it says to a wrong call."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_an_unfinished_or_damaged_run(run_dir, tmp_path, capsys, command):
     (folder / "results.json").write_text('{"config": ')
     fails("results.json is damaged")
     (folder / "results.json").unlink()
-    fails("holds an unfinished comparison: the same soatfast compare goes on with it")
+    fails("holds an unfinished comparison: the same soatfast compare command resumes it")
 
 
 @pytest.mark.parametrize(

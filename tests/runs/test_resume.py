@@ -21,8 +21,8 @@ def test_resume_where_nothing_was_begun(command, tmp_path, capsys):
     folder = tmp_path / "run"
     assert cli.main(words(command, folder, "--resume")) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: --resume: {folder} holds nothing to go on with (there is no ")
-    assert error.endswith("the same command without --resume begins\n") and error.count("\n") == 1
+    assert error.startswith(f"error: --resume: {folder} holds no run to resume (there is no ")
+    assert error.endswith("the same command without --resume starts one\n") and error.count("\n") == 1
     assert not folder.exists(), "a mistyped folder is not made"
 
 
@@ -30,7 +30,7 @@ def test_resume_where_nothing_was_begun(command, tmp_path, capsys):
 def test_both_flags(command, tmp_path, capsys):
     assert cli.main(words(command, tmp_path / "run", "--resume", "--fresh")) == 1
     error = capsys.readouterr().err
-    assert error == "error: expected --resume, which goes on, or --fresh, which begins anew; got both\n"
+    assert error == "error: expected --resume, which continues a run, or --fresh, which starts again; got both\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -38,7 +38,7 @@ def test_help_has_both_and_no_negation(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     out = capsys.readouterr().out
-    assert "--resume " in out and "--fresh " in out and "Only go on with what run_dir holds" in out
+    assert "--resume " in out and "--fresh " in out and "Fail unless run_dir holds a run to resume" in out
     assert "--no-resume" not in out and "--no-fresh" not in out
 
 

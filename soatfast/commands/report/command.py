@@ -30,7 +30,7 @@ class ReportConfig:
     """Write one page of what a run folder holds; it needs no network and no other file."""
 
     run_dir: Path = Path("runs/demo")
-    """Folder that soatfast compare or train wrote; what curvature, evaluate and explain added is shown, too."""
+    """Folder that soatfast compare or train wrote. What curvature, evaluate and explain added is shown too."""
 
 
 def run(config: ReportConfig, progress: Progress | None = None) -> Path:
