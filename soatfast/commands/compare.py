@@ -45,12 +45,8 @@ class CompareConfig(Start):
     writes papers.md, which says which of the papers' claims hold up."""
     run_dir: Path = Path("runs/demo")
     """Output folder. Finished trainings found there are used, interrupted ones are resumed."""
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=listed("Methods, in the order of the table", METHODS))] = (
-        DEMO
-    )
-    attacks: Annotated[tuple[str, ...], tyro.conf.arg(help=listed("Attacks, in the order of the table", COLUMNS))] = (
-        QUICK
-    )
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=listed("Methods to train by", METHODS))] = DEMO
+    attacks: Annotated[tuple[str, ...], tyro.conf.arg(help=listed("Attacks to run", COLUMNS))] = QUICK
     eps: float = 0.2
     """Radius of the ball in training and evaluation, for pixels in [0, 1]."""
     p: float = math.inf
@@ -73,8 +69,8 @@ class CompareConfig(Start):
     test_samples: int | None = None
     """Number of held-out samples to use, from the first on. None: all."""
     engine: str = "eager"
-    """How the passes of the training attacks run: eager, or some of bf16, fp16, channels_last and compile joined by "+".
-    soatfast tune finds the fastest. Methods without such an attack (standard, cure, soat, ...) need eager."""
+    """How the passes of the training attacks run: eager, or some of bf16, fp16, channels_last and compile with "+"
+    between. soatfast tune finds the fastest. Methods without such an attack (standard, cure, soat, ...) need eager."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

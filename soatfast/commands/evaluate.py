@@ -46,8 +46,8 @@ class EvaluateConfig(Start):
     steps: int = 40
     """Steps of PGD."""
     autoattack: bool = False
-    """Run AutoAttack as well, which needs torchattacks. It makes thousands of passes for each sample that withstands it;
-    with worst_case it comes last, and sees only the survivors of all others."""
+    """Run AutoAttack as well, which needs torchattacks. It makes thousands of passes for each sample that withstands
+    it; with worst_case it comes last, and sees only the survivors of all others."""
     analysis: bool = False
     """Also measure accuracy against eps and PGD's steps, PGD against SimBA, and the signs of masked gradients."""
     worst_case: bool = False

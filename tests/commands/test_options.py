@@ -1,4 +1,4 @@
-"""What can be said on the command line: every public attack and loss with its options, and the nearest of a wrong name."""
+"""What can be said on the command line: every public attack and loss with options; the nearest of a wrong name."""
 
 import dataclasses
 import importlib
