@@ -36,24 +36,25 @@ class Row:
 
     name: on the command line. label: in tables. make: the attack or loss for a task.
     facts: None for a row that differs from another one in its number of steps only, and for foreign code.
+    norms: the orders p that it is for.
     """
 
     name: str
     label: str
     make: Callable[[Task], Any]
     facts: Facts | None = None
+    norms: tuple[float, ...] = (1, 2, math.inf)
 
 
 @dataclass(frozen=True)
 class AttackRow(Row):
     """One attack.
 
-    suite: whether the standard suite runs it. norms: the orders p that it knows.
+    suite: whether the standard suite runs it.
     full: fields with which it makes every pass of the formula, where it otherwise stops early.
     """
 
     suite: bool = False
-    norms: tuple[float, ...] = (1, 2, math.inf)
     full: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -58,7 +58,8 @@ class ExplainConfig(Start):
         for name, least in (("samples", 1), ("wrong", 0), ("steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        nearest("attack", [self.attack], ATTACKS.keys() - {"autoattack"})  # which gives back only what it could fool
+        known = [name for name in ATTACKS if name != "autoattack"]  # which gives back only what it could fool
+        nearest("attack", [self.attack], known)
         self.negative, self.pair  # noqa: B018  # they check radius, kappa and base
 
     @property

@@ -111,6 +111,7 @@ LOSSES: tuple[Row, ...] = (
         "HAAT, 2 steps of 5 passes",
         lambda t: AdversarialTraining(HAAT(eps=t.eps, p=t.p, steps=2, power=4, step_size=t.eps / 2, mode="keep")),
         Facts("HAAT report", ("T * (1 + k) + 1", "T * (1 + k)", "1"), "attacks/test_haat.py", {"T": 2, "k": 4}),
+        norms=(math.inf,),
     ),
     Row(
         "trades",
