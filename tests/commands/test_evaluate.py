@@ -21,6 +21,7 @@ from soatfast.commands.report import ReportConfig
 from soatfast.commands.report import run as report
 from soatfast.evaluate import load_suite
 from soatfast.runs.errors import RunFolderError
+from soatfast.runs.progress import Progress
 from soatfast.train.models import SmallCNN
 from soatfast.train.subject import Subject
 
@@ -60,13 +61,14 @@ def test_the_whole_suite_with_its_analysis(config: EvaluateConfig) -> None:
 def test_the_same_call_goes_on_and_another_is_refused(config: EvaluateConfig) -> None:
     asked: list[str] = []
 
-    def stop(name: str, done: int, total: int | None) -> None:
-        asked.append(name)
-        if len(asked) == 20:
-            raise KeyboardInterrupt
+    class Stop(Progress):
+        def report(self, name: str, done: int, total: int | None) -> None:
+            asked.append(name)
+            if len(asked) == 20:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(config, stop)
+        run(config, Stop())
     run(config)
     again = load_suite(config.run_dir)
     whole = dataclasses.replace(config, run_dir=config.run_dir.with_name("whole"))
