@@ -16,6 +16,7 @@ from soatfast.gradients.objectives import Objective, resolve
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import is_half, round_towards, widened
+from soatfast.gradients.state import usable
 from soatfast.memory.store import PerturbationMemory
 from soatfast.memory.visit import Visit
 from soatfast.ops.arguments import check_fields, check_radius, norm_order
@@ -114,6 +115,7 @@ class Attack:
 
         g0 is the gradient at x, where it is known already; visit the remembered perturbations, to go on from them.
         """
+        x, y = usable(x), usable(y)
         with widened(oracle, x) as wide:
             if visit is None and g0 is None and oracle.engine.graph and self._recordable:
                 x_adv = self._run_recorded(oracle, wide, y)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from soatfast.attacks.base import Attack
 from soatfast.gradients.engine import parse
+from soatfast.gradients.full_precision import without_tf32
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.precision import is_half, round_towards
 from soatfast.memory.visit import Visit
@@ -43,7 +44,7 @@ class SecondOrderAttack(Attack):
     ) -> Tensor:
         if not self.full_precision:
             return super().run(oracle, x, y, g0, visit)
-        with _full_precision(oracle, x.device.type):
+        with _full_precision(self, oracle, x.device.type):
             if not is_half(x):
                 return super().run(oracle, x, y, g0, visit)
             x_adv = super().run(oracle, x.float(), y, None, visit)  # a half-precision g0 is no base of a difference
@@ -51,7 +52,7 @@ class SecondOrderAttack(Attack):
 
 
 @contextlib.contextmanager
-def _full_precision(oracle: InputGradient, device: str) -> Iterator[None]:
+def _full_precision(attack: Attack, oracle: InputGradient, device: str) -> Iterator[None]:
     """No autocast, no TF32, and the model in float32 at least."""
     model = oracle.model
     if isinstance(model, nn.Module) and any(is_half(t) for t in (*model.parameters(), *model.buffers())):
@@ -61,22 +62,12 @@ def _full_precision(oracle: InputGradient, device: str) -> Iterator[None]:
             stacklevel=4,
         )
         oracle.model = _Float32(model)
+    oracle.expect_full_precision(f"{type(attack).__name__} with full_precision=True")
     try:
-        with without_tf32(), torch.autocast(device, enabled=False):
+        with oracle.state.without_autocast_inside(), without_tf32(), torch.autocast(device, enabled=False):
             yield
     finally:
         oracle.model = model
-
-
-@contextlib.contextmanager
-def without_tf32() -> Iterator[None]:
-    """Matrix products and convolutions in true float32: TF32's noise of 1e-3 is too much for a small difference."""
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
 
 
 class _Float32:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from soatfast.attacks import Attack
 from soatfast.gradients.device import device_of
 from soatfast.gradients.passes import count_passes
+from soatfast.gradients.state import ModelState
 
 Samples = Dataset[Any] | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
@@ -60,26 +61,20 @@ def accuracy(
     if len(x) == 0:
         raise ValueError("there are no samples to evaluate")
     device = device_of(model)
-    flags = [(module, module.training) for module in model.modules()]
     start = time.perf_counter()
-    model.eval()
-    try:
-        with count_passes(model) as passes, torch.random.fork_rng():
-            torch.manual_seed(seed)
-            correct = torch.cat([_right(model, a, b, device) for a, b in batches(x, y, batch_size)])
-            active = correct.nonzero().flatten()
-            attacked = 0 if attack is None else len(active)
-            if attack is not None:
-                for done in range(0, len(active), batch_size):
-                    chosen = active[done : done + batch_size]
-                    labels = y[chosen].to(device)
-                    x_adv = attack(model, x[chosen].to(device), labels)
-                    correct[chosen] = _right(model, x_adv, labels, device)
-                    if progress is not None:
-                        progress(done + len(chosen), len(active))
-    finally:
-        for module, training in flags:
-            module.training = training
+    with ModelState(model, "eval", freeze=False), count_passes(model) as passes, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        correct = torch.cat([_right(model, a, b, device) for a, b in batches(x, y, batch_size)])
+        active = correct.nonzero().flatten()
+        attacked = 0 if attack is None else len(active)
+        if attack is not None:
+            for done in range(0, len(active), batch_size):
+                chosen = active[done : done + batch_size]
+                labels = y[chosen].to(device)
+                x_adv = attack(model, x[chosen].to(device), labels)
+                correct[chosen] = _right(model, x_adv, labels, device)
+                if progress is not None:
+                    progress(done + len(chosen), len(active))
     share = int(correct.sum()) / len(correct)
     return AccuracyResult(share, correct, attacked, dataclasses.asdict(passes.total()), time.perf_counter() - start)
 

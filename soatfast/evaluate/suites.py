@@ -18,6 +18,7 @@ from soatfast.evaluate.quality import require_torchmetrics
 from soatfast.evaluate.results import SuiteResult, result_of
 from soatfast.evaluate.standard import cheapest_first, standard_attacks
 from soatfast.gradients.device import device_of
+from soatfast.gradients.state import ModelState
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.files import describe, digest, fingerprint, write_text
 from soatfast.runs.progress import Report
@@ -159,14 +160,8 @@ def _run(
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode(False):
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
+    with ModelState(model, "eval", freeze=False), torch.inference_mode(False):
+        yield
 
 
 def _measures(quality: bool | None) -> bool:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from soatfast import ops
 from soatfast.gradients import engine as engines
-from soatfast.gradients import graphs, objectives
+from soatfast.gradients import full_precision, graphs, objectives
 from soatfast.gradients.cast_weights import CastWeights, casts_once
 from soatfast.gradients.checks import check_labels, check_logits
 from soatfast.gradients.passes import unwrap
 from soatfast.gradients.recycled import Recycled
+from soatfast.gradients.state import Mode, ModelState
 from soatfast.ops.arguments import as_column
-
-Mode = Literal["eval", "train", "keep"]
 
 
 class InputGradient:
@@ -82,65 +80,34 @@ class InputGradient:
             )
         self.mode = mode
         self.sign = -1.0 if targeted else 1.0
-        self.freeze = freeze
         self.input_dtype: torch.dtype | None = None  # what the model is fed, where it differs from x's dtype
         self.logits: Tensor | None = None  # of the last pass, detached
-        self._flags: list[tuple[nn.Module, bool]] = []
+        self.state = ModelState(self.model, mode, freeze)
         self._layouts: list[tuple[nn.Parameter, Tensor]] = []
         self._cast: CastWeights | None = None
-        self._frozen: list[nn.Parameter] = []
-        self._buffers: list[tuple[Tensor, Tensor]] = []
         self._labels_checked = False
+        self._full_precision: str | None = None
 
     # ------------------------------------------------------------------------------------------ model state
 
     def __enter__(self) -> InputGradient:
-        if not isinstance(self.model, nn.Module):
-            return self
-        self._flags = [(m, m.training) for m in _modules(self.model)]
-        if self.freeze:
-            own = (p for m, _ in self._flags for p in m._parameters.values())  # parameters() takes three times as long
-            self._frozen = list(dict.fromkeys(p for p in own if p is not None and p.requires_grad))
-        wanted = self.mode == "train"
+        self.state.__enter__()
         try:
-            if self.mode != "keep" and any(training != wanted for _, training in self._flags):
-                self.model.train(wanted)
-            for p in self._frozen:
-                p.requires_grad_(False)
-            if self.engine.channels_last:
+            if self.engine.channels_last and isinstance(self.model, nn.Module):
                 engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
-            if self.engine.precision:
-                modules = [module for module, _ in self._flags]
-                if casts_once(self.engine, modules):
-                    self._cast = CastWeights(modules, self.engine.precision)
-            self._save_buffers()
+            if self.engine.precision and casts_once(self.engine, self.state.modules):
+                self._cast = CastWeights(self.state.modules, self.engine.precision)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for module, training in self._flags:
-            if module.training != training:
-                module.training = training
         engines.put_back(self._layouts)
-        for p in self._frozen:
-            p.requires_grad_(True)
-        for buffer, saved in self._buffers:
-            buffer.data.copy_(saved)  # .data: a graph that the caller still holds has saved this version of the buffer
-        self._flags, self._frozen, self._buffers, self._layouts, self._cast = [], [], [], [], None
+        self._layouts, self._cast = [], None
         self.logits = None
-        self._labels_checked = False
-
-    def _save_buffers(self) -> None:
-        """Only a module in train mode changes its buffers, so in eval mode this copies nothing."""
-        assert isinstance(self.model, nn.Module)
-        self._buffers = [
-            (buffer, buffer.detach().clone())
-            for module, _ in self._flags
-            if module.training
-            for buffer in module.buffers(recurse=False)
-        ]
+        self._labels_checked, self._full_precision = False, None
+        self.state.__exit__()
 
     # ------------------------------------------------------------------------------------------ passes
 
@@ -161,19 +128,34 @@ class InputGradient:
         """Logits by the engine; own=False: by the model as the caller has it."""
         if self.input_dtype is not None:
             x = x.to(self.input_dtype)
-        if not own:
-            logits = self.model(x)
-        elif self._cast is None:
-            logits = self._run(x)
-        else:
-            with self._cast.in_use():
-                logits = self._run(x)
+        try:
+            logits = self._call(x, own)
+        except RuntimeError as error:
+            # A forward that differentiates by its own parameters needs them as they are outside the block.
+            if "require grad" not in str(error) or not self.state.thaw():
+                raise
+            logits = self._call(x, own)
         check_logits(logits, len(x))
         if not self._labels_checked:
             check_labels(y, logits.shape[1])
             self._labels_checked = True
+        if self._full_precision is not None and logits.requires_grad:
+            full_precision.check_pass(self._full_precision, logits)
+            self._full_precision = None
         self.logits = logits.detach()
         return logits
+
+    def expect_full_precision(self, name: str) -> None:
+        """Raise TypeError in the next pass if part of it runs in half precision: ``name`` takes differences of it."""
+        self._full_precision = name
+
+    def _call(self, x: Tensor, own: bool) -> Tensor:
+        if not own:
+            return self.model(x)
+        if self._cast is None:
+            return self._run(x)
+        with self._cast.in_use():
+            return self._run(x)
 
     def _run(self, x: Tensor) -> Tensor:
         model = self.model
@@ -229,6 +211,11 @@ class InputGradient:
     def _differentiate(self, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(gradient, logits) of one pass at the leaf."""
         logits = self._forward(leaf, y)
+        if not logits.requires_grad:
+            raise ValueError(
+                "the model's output has no gradient by its input (int8 weights, a detach() or no_grad() inside?): "
+                "attack the float model it was made from, or use SimBA, which needs none"
+            )
         seen = logits.detach()
         if torch.float16 not in (self.engine.precision, seen.dtype):
             (grad,) = torch.autograd.grad(logits, leaf, self._derivative_of(seen, y))
@@ -236,7 +223,7 @@ class InputGradient:
         # Small derivatives underflow in float16: send each sample back at unit scale, or all at one scale where batch
         # norm in train mode makes a sample's gradient of the others' derivatives too.
         derivative = self._derivative_of(seen if seen.dtype == torch.float64 else seen.float(), y)
-        mixed = any(module.training for module, _ in self._flags)
+        mixed = any(getattr(module, "training", False) for module in self.state.modules)
         scale = derivative.abs().amax((0, 1) if mixed else 1, keepdim=True)
         derivative = derivative / torch.where(scale > 0, scale, 1.0)
         (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
@@ -317,30 +304,12 @@ class InputGradient:
         the model's state of before the block; the statistics that it updates stay updated. As the training uses it,
         it runs in the caller's precision and not in the engine's.
         """
-        parameters = self._frozen
-        try:
-            for p in parameters:
-                p.requires_grad_(True)
-            with self._grad_enabled(x) as leaf:
-                logits = self._forward(leaf, y, own=False)
-                loss, derivative = self._loss_of(logits, y), self._derivative_of(logits.detach(), y)
-                grad, *slopes = torch.autograd.grad(logits, [leaf, *parameters], derivative, allow_unused=True)
-        finally:
-            for p in parameters:
-                p.requires_grad_(False)
-        if isinstance(self.model, nn.Module):
-            self._save_buffers()
+        with self.state.thawed() as parameters, self._grad_enabled(x) as leaf:
+            logits = self._forward(leaf, y, own=False)
+            loss, derivative = self._loss_of(logits, y), self._derivative_of(logits.detach(), y)
+            grad, *slopes = torch.autograd.grad(logits, [leaf, *parameters], derivative, allow_unused=True)
+        self.state.save_buffers()
         used = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
-        total = Recycled.deferred(loss.sum(), used, parameters)
+        with self.state.thawed():  # the node must be built while the parameters need gradients
+            total = Recycled.deferred(loss.sum(), used)
         return total, grad.detach()
-
-
-def _modules(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, each once. (``model.modules()`` makes names as well, and takes three times as long.)"""
-    found, left = {model: None}, [model]
-    while left:
-        for module in left.pop()._modules.values():
-            if module is not None and module not in found:
-                found[module] = None
-                left.append(module)
-    return list(found)

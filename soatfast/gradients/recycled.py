@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Recycled(torch.autograd.Function):
@@ -13,15 +13,10 @@ class Recycled(torch.autograd.Function):
     """
 
     @staticmethod
-    def deferred(loss: Tensor, used: list[tuple[nn.Parameter, Tensor]], frozen: list[nn.Parameter]) -> Tensor:
-        for p in frozen:  # the node must be built while the parameters need gradients
-            p.requires_grad_(True)
-        try:
-            with torch.enable_grad():
-                return Recycled.apply(loss, tuple(s for _, s in used), *(p for p, _ in used))
-        finally:
-            for p in frozen:
-                p.requires_grad_(False)
+    def deferred(loss: Tensor, used: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The loss, whose gradients by the parameters are these; the parameters need gradients now."""
+        with torch.inference_mode(False), torch.enable_grad():
+            return Recycled.apply(loss, tuple(s for _, s in used), *(p for p, _ in used))
 
     @staticmethod
     def forward(ctx, loss: Tensor, slopes: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:  # type: ignore[override]
@@ -34,7 +29,7 @@ class Recycled(torch.autograd.Function):
         if slopes is None:
             raise RuntimeError(
                 "the shared clean pass has given its parameter gradients away: going back through it again "
-                "(retain_graph=True) needs recycle=False"
+                "(retain_graph=True) needs recycle=False, or a model without torch.utils.checkpoint"
             )
         if slopes:
             torch._foreach_mul_(slopes, upstream)

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soatfast.attacks.second_order import without_tf32
 from soatfast.gradients.checks import check_batch
+from soatfast.gradients.full_precision import check_pass, recomputes, without_tf32
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.gradients.precision import is_half, wide
+from soatfast.gradients.recycled import Recycled
+from soatfast.gradients.state import usable
 from soatfast.losses.base import Loss, mean, sample_losses
 
 UNBOUNDED = (-math.inf, math.inf)
@@ -50,6 +52,7 @@ class Regularised(Loss):
             check_full_precision(type(self).__name__, model, x)
         if len(x) == 0:
             return mean(sample_losses(model, x, y))
+        x, y = usable(x), usable(y)
         with contextlib.ExitStack() as stack:
             if self._differences:
                 stack.enter_context(without_tf32())
@@ -57,11 +60,21 @@ class Regularised(Loss):
             leaf = stack.enter_context(oracle._grad_enabled(self._point(model, x, y)))
             if self.mode == "keep":
                 losses, inner = self._losses(model, leaf, y)
+                self._check_pass(inner)
                 with oracle:
                     return mean(losses + self._regulariser(oracle, leaf, y, inner))
             with oracle:
-                regulariser = self._regulariser(oracle, leaf, y, self._losses(oracle.model, leaf, y)[1])
-            return mean(sample_losses(model, leaf.detach(), y) + regulariser)
+                inner = self._losses(oracle.model, leaf, y)[1]
+                self._check_pass(inner)
+                again = oracle.state.switched and recomputes(inner)
+                regulariser = mean(self._regulariser(oracle, leaf, y, inner))
+                if again:  # the caller's backward would compute it again in the caller's mode
+                    regulariser = _with_its_gradients(oracle, regulariser, type(self).__name__)
+            return mean(sample_losses(model, leaf.detach(), y)) + regulariser
+
+    def _check_pass(self, losses: Tensor) -> None:
+        if self._differences:
+            check_pass(type(self).__name__, losses)
 
     @property
     def _differences(self) -> bool:
@@ -88,6 +101,16 @@ class Regularised(Loss):
         trained = attached if self.mode == "keep" else attached + 1
         forward, backward = trained + steps, gradients + steps
         return Passes(forward, backward, 1, forward * batch, backward * batch, trained * batch)
+
+
+def _with_its_gradients(oracle: InputGradient, value: Tensor, name: str) -> Tensor:
+    """The value with its parameter gradients computed now, in the mode in which its forwards ran."""
+    if oracle.state.sharded:
+        raise TypeError(f'{name} of a model with FSDP and torch.utils.checkpoint needs mode="keep"')
+    parameters = oracle.state.attached
+    slopes = torch.autograd.grad(value, parameters, allow_unused=True)
+    used = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
+    return Recycled.deferred(value.detach(), used)
 
 
 def attached_gradient(model: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from soatfast.gradients.objectives import Objective, cross_entropy, kl_divergenc
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
+from soatfast.gradients.state import usable
 from soatfast.losses.base import Loss, fields_of, mean, training_logits
 from soatfast.ops.arguments import check_number
 
@@ -120,5 +121,7 @@ class TRADES(Loss):
 
 def _divergence_from(clean: Tensor) -> Objective:
     """KL(softmax(clean) || .) as an attack's objective; the labels have no part in it."""
-    target = wide(clean.detach()).softmax(1)
+    clean = usable(clean.detach())
+    with torch.inference_mode(False):
+        target = wide(clean).softmax(1)
     return lambda logits, y: F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)

@@ -75,6 +75,8 @@ def top_eigenpair(
     if method == "power" and (which != "magnitude" or scheme != "fe"):
         raise ValueError(f'power iteration takes which="magnitude" and scheme="fe", got {which!r} and {scheme!r}')
     start = torch.empty_like(x).normal_(generator=generator)
+    if scheme != "exact":
+        oracle.expect_full_precision("top_eigenpair")
     if method == "power":
         return _power(oracle, x, y, start, max_dim, h)
     if scheme == "exact":

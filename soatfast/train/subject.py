@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from soatfast.gradients.device import device_of
+from soatfast.gradients.state import ModelState
 from soatfast.runs.errors import ModelError
 from soatfast.train.data.sets import Data, load_data
 from soatfast.train.models import MODELS, build_model, model_options
@@ -173,16 +174,12 @@ def _call(spec: str, factory: Callable[..., Any], shape: Sequence[int], classes:
 
 def _try(spec: str, model: nn.Module, shape: Sequence[int], classes: int) -> None:
     """One batch in eval mode; what it changes, modes and random numbers, is put back."""
-    flags = [(module, module.training) for module in model.modules()]
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with ModelState(model, "eval", freeze=False), torch.random.fork_rng(devices=[]), torch.no_grad():
             device = device_of(model)
-            logits = model.eval()(torch.full((2, *shape), 0.5, device=device))
+            logits = model(torch.full((2, *shape), 0.5, device=device))
     except Exception as error:
         raise ModelError(f"model {spec} fails on images of shape {tuple(shape)}: {error}") from error
-    finally:
-        for module, training in flags:
-            module.training = training
     if next(model.parameters(), None) is None:
         raise ModelError(f"model {spec} has no parameters")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < classes:

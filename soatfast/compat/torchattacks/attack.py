@@ -14,6 +14,7 @@ from soatfast.attacks import targets
 from soatfast.compat.torchattacks.files import Files
 from soatfast.gradients.checks import check_labels
 from soatfast.gradients.passes import unwrap
+from soatfast.gradients.state import ModelState
 from soatfast.ops.arguments import check, dtype_or_kind
 
 Labels = Tensor | None
@@ -72,20 +73,18 @@ class Attack(Files):
 
     def __call__(self, inputs: Tensor, labels: Labels = None, *args: Any, **kwargs: Any) -> Tensor:
         """Adversarial images on the model's device; the model is as it was afterwards, also after an error."""
-        flags = [(module, module.training) for module in self.model.modules()]
         applied = self._normalization_applied
         try:
-            self._change_model_mode()
-            if not applied:
-                return self.forward(inputs, labels, *args, **kwargs)
-            inputs = self.inverse_normalize(inputs)
-            self._set_normalization_applied(False)
-            return self.normalize(self.forward(inputs, labels, *args, **kwargs))
+            with ModelState(self.model, "keep", freeze=False):
+                self._change_model_mode()
+                if not applied:
+                    return self.forward(inputs, labels, *args, **kwargs)
+                inputs = self.inverse_normalize(inputs)
+                self._set_normalization_applied(False)
+                return self.normalize(self.forward(inputs, labels, *args, **kwargs))
         finally:
             if applied:
                 self._set_normalization_applied(True)
-            for module, training in flags:
-                module.training = training
 
     def _inner(self) -> Iterator[Attack]:
         for value in list(vars(self).values()):
@@ -131,13 +130,8 @@ class Attack(Files):
 
     @torch.no_grad()
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
-        flags = [(module, module.training) for module in self.model.modules()]
-        try:
-            self.model.eval()
+        with ModelState(self.model, "eval", freeze=False):
             return self.get_logits(inputs)
-        finally:
-            for module, training in flags:
-                module.training = training
 
     # ------------------------------------------------------------------------------------------ normalisation
 

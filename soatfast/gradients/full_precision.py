@@ -1,0 +1,105 @@
+"""Passes in true float32 for what differences nearly equal numbers, and how a pass in less is seen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Matrix products and convolutions in true float32: TF32's noise of 1e-3 is too much for a small difference.
+
+    Both of torch's switches are understood, ``allow_tf32`` and ``fp32_precision``: torch refuses to read the first
+    where the second was used.
+    """
+    try:
+        matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        _ = torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        with _ieee():
+            yield
+        return
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+@contextlib.contextmanager
+def _ieee() -> Iterator[None]:
+    """As without_tf32, by ``fp32_precision`` alone."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    before = []
+    for place in (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):  # type: ignore[attr-defined]
+        value = place.fp32_precision
+        if value in ("none", "ieee"):
+            continue
+        place.fp32_precision = "none"
+        inherited = place.fp32_precision == value  # from a switch above it, which is to rule it afterwards as well
+        before.append((place, "none" if inherited else value))
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, value in before:
+            place.fp32_precision = value
+
+
+def check_pass(name: str, output: Tensor) -> None:
+    """Raise TypeError where part of the forward that made the output ran in half precision.
+
+    It is read from the autograd graph: whoever lowered it, autocast outside, inside, or the model itself.
+    """
+    for node in _nodes(output):
+        for metadata in node._input_metadata:
+            if metadata.dtype in _HALF:
+                raise TypeError(
+                    f"{name} takes differences of nearly equal passes and needs float32 or float64, and part of the "
+                    f"model's forward runs in {metadata.dtype} (autocast outside or inside it?): give it the model "
+                    "without autocast"
+                )
+
+
+def recomputes(output: Tensor) -> bool:
+    """Whether a backward from the output runs parts of the forward again (``torch.utils.checkpoint``)."""
+    return any(
+        getattr(getattr(getattr(node, saved, None), "unpack_hook", None), "__module__", None)
+        == "torch.utils.checkpoint"
+        for node in _nodes(output)
+        for saved in _saved(node)
+    )
+
+
+def _nodes(output: Tensor) -> Iterator[torch.autograd.graph.Node]:
+    found = {output.grad_fn}
+    left = [output.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None:
+            continue
+        yield node
+        for following, _ in node.next_functions:
+            if following not in found:
+                found.add(following)
+                left.append(following)
+
+
+_saved_names: dict[type, tuple[str, ...]] = {}
+
+
+def _saved(node: torch.autograd.graph.Node) -> tuple[str, ...]:
+    """The names under which nodes of this type keep tensors for their backward."""
+    names = _saved_names.get(type(node))
+    if names is None:
+        names = tuple(name for name in dir(node) if name.startswith("_raw_saved_"))
+        _saved_names[type(node)] = names
+    return names

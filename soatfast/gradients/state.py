@@ -1,0 +1,329 @@
+"""What a pass may change in a model, and puts back: one way for attacks, losses, evaluation and the drop-ins."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from soatfast.gradients import behind
+
+Mode = Literal["eval", "train", "keep"]
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()  # type: ignore[valid-type]
+_making = threading.Lock()
+
+
+class ModelState:
+    """A block in which a model is in a mode and, with freeze, its parameters need no gradient.
+
+    On leaving, also by an exception, these are as they were: every module's train/eval flag, every ``requires_grad``,
+    every buffer (its values, and the tensor object where a forward puts another in its place), and the parameters of
+    layers that change them on a change of mode (adapters that are folded into the weight). Modes are changed by a
+    class's own ``train(flag)`` where it has one. A model that cannot change its mode (``torch.export``) keeps it.
+
+    While the block lasts a DistributedDataParallel wrapper anywhere in the model is passed by, so that ranks may take
+    different numbers of passes. Weights made under ``torch.inference_mode`` are replaced by copies that autograd can
+    use. Weights that are no leaves (the clones of meta-learning) and those of FSDP keep their ``requires_grad``; no
+    gradient of theirs is computed either way. Blocks of other threads on the same model wait for this one.
+
+    Args:
+        model: a module, or a callable behind which modules are sought (:mod:`soatfast.gradients.behind`).
+        mode: "eval", "train" or "keep".
+        freeze: parameters need no gradient in the block.
+    """
+
+    def __init__(self, model: Any, mode: Mode = "eval", freeze: bool = True):
+        self._model, self._mode, self._freeze = model, mode, freeze
+        self.modules: list[nn.Module] = []
+        self.frozen: list[Tensor] = []  # leaves that need gradients outside the block only
+        self.attached: list[Tensor] = []  # parameters that need gradients in the block as well
+        self.sharded = False  # by FSDP: its parameters get their gradients in its own backward only
+        self.switched = False  # the mode of some module was changed
+        self._clear()
+
+    def _clear(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = []
+        self.modules, self.frozen, self.attached, self.sharded, self.switched = [], [], [], False, False
+
+    def __enter__(self) -> ModelState:
+        found = behind.roots(self._model)
+        if not found and self._mode != "keep":
+            behind.warn_without_modules(self._model, self._mode)
+        modules = behind.modules(found)
+        lock = _lock_of(modules)
+        if lock is not None:
+            lock.acquire()
+            self._undo.append(lock.release)
+        try:
+            self.modules = modules
+            self._enter(found)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _enter(self, roots: list[nn.Module]) -> None:
+        special = [
+            (module, kind)
+            for module in self.modules
+            if (kind := _kind(type(module))) is not None or "train" in module.__dict__
+        ]
+        for module, kind in special:
+            self._prepare(module, kind)
+        if parametrize._cache_enabled:  # what is cached in the block must not serve outside, and the other way round
+            self._undo.append(functools.partial(_put_back_cache, dict(parametrize._cache)))
+            parametrize._cache.clear()
+        self.save_buffers()
+        self._undo.append(self._put_back_buffers)
+        wanted = self._mode == "train"
+        flags = [(module, getattr(module, "training", wanted)) for module in self.modules]
+        own = [module for module, kind in special if kind is None or kind.trains]
+        needing = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        if self._freeze or own:
+            self._undo.append(functools.partial(self._unfreeze, needing))
+        self._undo.append(functools.partial(_put_back_modes, flags, own))
+        if self._mode != "keep" and any(flag != wanted for _, flag in flags):
+            self.switched = True
+            for module in own:
+                self._undo.insert(-1, functools.partial(_put_back_parameters, module, _copies(module)))
+            _set_mode(roots, flags, own, wanted)
+            if own:
+                needing = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        if self._freeze:
+            self._freeze_all(needing)
+        else:
+            self.attached = list(dict.fromkeys(needing))
+
+    def _prepare(self, module: nn.Module, kind: _Kind | None) -> None:
+        if kind is None:
+            return
+        if self._freeze and kind.lazy and module.has_uninitialized_params():  # type: ignore[operator]
+            raise ValueError(
+                f"{type(module).__name__} has no weights before its first forward: run model(x) once, then the attack"
+            )
+        self.sharded = self.sharded or kind.sharded
+        inner = module._modules.get("_orig_mod") if kind.compiled else module
+        if isinstance(inner, nn.parallel.DistributedDataParallel):
+            self._undo.append(_pass_by(module, inner.module))
+
+    @contextlib.contextmanager
+    def without_autocast_inside(self) -> Iterator[None]:
+        """Wrappers that put autocast around a forward (Accelerate, Lightning Fabric) are passed by in this block."""
+        with contextlib.ExitStack() as stack:
+            for module in self.modules:
+                kind = _kind(type(module))
+                inner = module.__dict__.get("_original_forward")  # Accelerate's name for the forward it has wrapped
+                if kind is not None and kind.fabric:
+                    inner = module._modules.get("_forward_module")
+                if inner is not None:
+                    stack.callback(_pass_by(module, inner))
+            yield
+
+    # ------------------------------------------------------------------------------------------ parameters
+
+    def _freeze_all(self, needing: list[Tensor]) -> None:
+        for p in dict.fromkeys(needing):
+            if self.sharded or not p.is_leaf:
+                self.attached.append(p)
+            elif p.is_inference():
+                continue
+            else:
+                p.requires_grad_(False)
+                self.frozen.append(p)
+        for module in self.modules:
+            for name, p in module._parameters.items():
+                if p is not None and p.is_inference():
+                    self._undo.append(functools.partial(_put_parameter, module, name, p))
+                    with torch.inference_mode(False):
+                        _put_parameter(module, name, nn.Parameter(p.detach().clone(), requires_grad=False))
+            for name, b in module._buffers.items():
+                if b is not None and b.is_inference():
+                    with torch.inference_mode(False):
+                        module._buffers[name] = b.clone()
+
+    def _unfreeze(self, needing: list[Tensor]) -> None:
+        needed = dict.fromkeys(needing)
+        for p in self.frozen:
+            p.requires_grad_(p in needed)
+        for p in needed:
+            if not p.requires_grad and not p.is_inference():
+                p.requires_grad_(True)
+
+    def thaw(self) -> bool:
+        """Let the parameters need gradients again, for a forward that differentiates by them; whether any did not."""
+        thawed, self.frozen = self.frozen, []
+        for p in thawed:
+            p.requires_grad_(True)
+        self.attached.extend(thawed)
+        return bool(thawed)
+
+    @contextlib.contextmanager
+    def thawed(self) -> Iterator[list[Tensor]]:
+        """All parameters that need gradients outside the block, needing them: for the length of an inner block."""
+        try:
+            for p in self.frozen:
+                p.requires_grad_(True)
+            yield [*self.frozen, *self.attached]
+        finally:
+            for p in self.frozen:
+                p.requires_grad_(False)
+
+    # ------------------------------------------------------------------------------------------ buffers
+
+    def save_buffers(self) -> None:
+        """What they hold now is what they get back. In eval mode as well: quantisation observers count there too."""
+        self._buffers = [
+            (module, name, buffer, None if buffer is None else buffer.detach().clone())
+            for module in self.modules
+            for name, buffer in module._buffers.items()
+            if not isinstance(buffer, nn.parameter.UninitializedBuffer)  # of a lazy module before its first forward
+        ]
+
+    def _put_back_buffers(self) -> None:
+        for module, name, buffer, saved in self._buffers:
+            if buffer is None or saved is None:
+                if not isinstance(module, torch.jit.ScriptModule):
+                    module._buffers[name] = None
+                continue
+            if buffer.is_inference():  # which a forward outside inference mode cannot change in place
+                with torch.inference_mode():
+                    buffer.copy_(saved)
+            else:  # .data: a graph that the caller still holds has saved this version of the buffer
+                buffer.data.copy_(saved)
+            _put_buffer(module, name, buffer)
+
+    def __exit__(self, *exception: object) -> None:
+        undo = self._undo
+        try:
+            with contextlib.ExitStack() as stack:  # all are run, also where one raises
+                for step in undo:
+                    stack.callback(step)
+        finally:
+            self._clear()
+
+
+def usable(t: Tensor) -> Tensor:
+    """t, or where it was made under ``torch.inference_mode`` a copy that autograd can save."""
+    if not t.is_inference():
+        return t
+    with torch.inference_mode(False):
+        return t.clone()
+
+
+# ---------------------------------------------------------------------------------------------- kinds of modules
+
+
+class _Kind(NamedTuple):
+    trains: bool  # has its own train()
+    parallel: bool  # DistributedDataParallel
+    sharded: bool  # FSDP, of either generation
+    lazy: bool
+    fabric: bool  # Lightning Fabric's wrapper
+    compiled: bool  # torch.compile's wrapper
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind(cls: type) -> _Kind | None:
+    """What is special about a class of modules; None for nearly all."""
+    names = {base.__name__ for base in cls.__mro__}
+    kind = _Kind(
+        trains=getattr(cls, "train", None) not in (nn.Module.train, torch.jit.ScriptModule.train),
+        parallel=issubclass(cls, nn.parallel.DistributedDataParallel),
+        sharded=bool(names & {"FSDPModule", "FullyShardedDataParallel"}),
+        lazy=issubclass(cls, nn.modules.lazy.LazyModuleMixin),
+        fabric="_FabricModule" in names,
+        compiled="OptimizedModule" in names,
+    )
+    return kind if any(kind) else None
+
+
+def _pass_by(module: nn.Module, inner: Callable[..., Any]) -> Callable[[], None]:
+    """Let the module's forward be another one; returns what undoes it."""
+    undo = functools.partial(_put_back_forward, module, module.__dict__.get("forward"))
+    module.__dict__["forward"] = inner
+    return undo
+
+
+def _lock_of(modules: list[nn.Module]) -> threading.RLock | None:  # type: ignore[valid-type]
+    """One lock a model, however it is wrapped: that of the first module with parameters."""
+    if not modules:
+        return None
+    key = next((module for module in modules if module._parameters), modules[0])
+    lock = _locks.get(key)
+    if lock is None:
+        with _making:
+            lock = _locks.setdefault(key, threading.RLock())
+    return lock
+
+
+# ---------------------------------------------------------------------------------------------- setting and restoring
+
+
+def _set_mode(
+    roots: list[nn.Module], flags: list[tuple[nn.Module, bool]], own: list[nn.Module], wanted: bool
+) -> None:
+    try:
+        for root in roots:
+            root.train(wanted)
+    except NotImplementedError:  # torch.export's modules have the mode of their export: the others change
+        _put_back_modes([(module, wanted) for module, _ in flags], own)
+
+
+def _put_back_modes(flags: list[tuple[nn.Module, bool]], own: list[nn.Module]) -> None:
+    """Each module's flag, by its class's own train() where it has one; parents come before their children."""
+    wanted = dict(flags)
+    fixed = set()
+    for module in own:
+        if getattr(module, "training", wanted[module]) != wanted[module]:
+            try:
+                module.train(wanted[module])
+            except NotImplementedError:
+                fixed.add(module)
+    for module, flag in flags:
+        if getattr(module, "training", flag) != flag and module not in fixed:
+            module.training = flag
+
+
+def _put_back_forward(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = forward
+
+
+def _put_back_cache(cache: dict[Any, Any]) -> None:
+    parametrize._cache.clear()
+    parametrize._cache.update(cache)
+
+
+def _copies(module: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
+    """The module's own parameters and copies of their values: folding an adapter in and out again rounds them."""
+    return [(name, p, p.detach().clone()) for name, p in module._parameters.items() if p is not None]
+
+
+def _put_back_parameters(module: nn.Module, copies: list[tuple[str, Tensor, Tensor]]) -> None:
+    for name, p, saved in copies:
+        if not p.is_inference():
+            p.data.copy_(saved)
+        if module._parameters.get(name) is not p:
+            _put_parameter(module, name, p)
+
+
+def _put_parameter(module: nn.Module, name: str, p: Tensor) -> None:
+    module._parameters[name] = p  # type: ignore[assignment]
+
+
+def _put_buffer(module: nn.Module, name: str, buffer: Tensor) -> None:
+    if not isinstance(module, torch.jit.ScriptModule):
+        module._buffers[name] = buffer
+    elif module._buffers[name].data_ptr() != buffer.data_ptr():
+        setattr(module, name, buffer)
