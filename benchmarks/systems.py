@@ -21,7 +21,8 @@ from soatfast.attacks.task import Task
 from soatfast.commands.compare import CompareConfig
 from soatfast.commands.compare import run as compare
 from soatfast.evaluate.accuracies import accuracy
-from soatfast.gradients.passes import Passes, count_passes
+from soatfast.gradients.counting import count_passes
+from soatfast.gradients.passes import Passes
 from soatfast.losses import AdversarialTraining, Loss
 from soatfast.losses.catalogue import LOSSES as METHODS
 from soatfast.runs import files

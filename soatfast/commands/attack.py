@@ -19,7 +19,8 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 from soatfast.attacks.task import Task
 from soatfast.commands.methods import ATTACKS
 from soatfast.commands.options import Choice, Chosen, attack_classes, check_torchattacks, subcommands
-from soatfast.gradients.passes import Passes, count_passes
+from soatfast.gradients.counting import count_passes
+from soatfast.gradients.passes import Passes
 from soatfast.runs import files, parts
 from soatfast.runs.errors import UserError
 from soatfast.runs.files import fingerprint

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from soatfast.attacks import Attack
+from soatfast.gradients.counting import count_passes
 from soatfast.gradients.device import device_of
-from soatfast.gradients.passes import count_passes
 from soatfast.gradients.state import ModelState
 
 Samples = Dataset[Any] | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]

@@ -16,7 +16,8 @@ from soatfast.attacks import Attack
 from soatfast.evaluate.quality import Quality, quality_of_changed
 from soatfast.evaluate.watch import Standing, Watch, can_watch, norm_of
 from soatfast.gradients.checks import check_logits
-from soatfast.gradients.passes import Passes, count_passes
+from soatfast.gradients.counting import count_passes
+from soatfast.gradients.passes import Passes
 from soatfast.ops import lp_norm
 from soatfast.runs.files import generators
 

@@ -3,7 +3,8 @@
 from soatfast.gradients.allocator import keep_memory
 from soatfast.gradients.objectives import Objective
 from soatfast.gradients.oracle import InputGradient, Mode
-from soatfast.gradients.passes import PassCounter, Passes, count_passes
+from soatfast.gradients.counting import PassCounter, count_passes
+from soatfast.gradients.passes import Passes
 from soatfast.gradients.timing import Timing, tune
 
 __all__ = [

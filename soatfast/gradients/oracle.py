@@ -211,22 +211,16 @@ class InputGradient:
     def _differentiate(self, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(gradient, logits) of one pass at the leaf."""
         logits = self._forward(leaf, y)
-        if not logits.requires_grad:
-            raise ValueError(
-                "the model's output has no gradient by its input (int8 weights, a detach() or no_grad() inside?): "
-                "attack the float model it was made from, or use SimBA, which needs none"
-            )
         seen = logits.detach()
         if torch.float16 not in (self.engine.precision, seen.dtype):
-            (grad,) = torch.autograd.grad(logits, leaf, self._derivative_of(seen, y))
-            return grad, seen
+            return by_input(logits, leaf, self._derivative_of(seen, y)), seen
         # Small derivatives underflow in float16: send each sample back at unit scale, or all at one scale where batch
         # norm in train mode makes a sample's gradient of the others' derivatives too.
         derivative = self._derivative_of(seen if seen.dtype == torch.float64 else seen.float(), y)
         mixed = any(getattr(module, "training", False) for module in self.state.modules)
         scale = derivative.abs().amax((0, 1) if mixed else 1, keepdim=True)
         derivative = derivative / torch.where(scale > 0, scale, 1.0)
-        (grad,) = torch.autograd.grad(logits, leaf, derivative.to(logits.dtype))
+        grad = by_input(logits, leaf, derivative.to(logits.dtype))
         return grad * as_column(scale, grad).to(grad.dtype), seen
 
     def run_recorded(
@@ -313,3 +307,16 @@ class InputGradient:
         with self.state.thawed():  # the node must be built while the parameters need gradients
             total = Recycled.deferred(loss.sum(), used)
         return total, grad.detach()
+
+
+def by_input(logits: Tensor, leaf: Tensor, derivative: Tensor) -> Tensor:
+    """The gradient of <derivative, logits> by the leaf."""
+    grad = None
+    if logits.requires_grad:
+        (grad,) = torch.autograd.grad(logits, leaf, derivative, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            "the model's output has no gradient by its input (int8 weights, a detach() or no_grad() inside?): "
+            "attack the float model it was made from, or use SimBA, which needs none"
+        )
+    return grad

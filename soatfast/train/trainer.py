@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
-from soatfast.gradients.passes import count_passes
+from soatfast.gradients.counting import count_passes
+from soatfast.gradients.state import ModelState
 from soatfast.losses import Loss, SORAState
 from soatfast.memory.store import PerturbationMemory
 from soatfast.runs import files
@@ -228,11 +229,21 @@ def _value(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
 def _count(
     model: nn.Module, loss: Loss, batches: Batches, config: TrainConfig, accelerator: Accelerator
 ) -> dict[str, int]:
-    """Passes of one step, counted on a copy: weights, buffers and random states stay untouched."""
-    twin = copy.deepcopy(model)
+    """Passes of one step, counted on a copy: weights, gradients, buffers and random states stay untouched."""
     batch = next(_layout(batches.epoch(0), config))
-    with _states_kept(loss, batch), accelerator.autocast(), count_passes(twin) as passes:
-        _value(loss, twin, batch).backward()  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        try:
+            counted = copy.deepcopy(model)
+        except Exception:  # it refuses: pruned, weight-normed or locked; count on the model, and put back what changes
+            counted = model
+            stack.enter_context(ModelState(model, "keep", freeze=False))
+            for p in model.parameters():
+                stack.callback(setattr, p, "grad", p.grad)
+                p.grad = None
+        stack.enter_context(_states_kept(loss, batch))
+        stack.enter_context(accelerator.autocast())
+        passes = stack.enter_context(count_passes(counted))
+        _value(loss, counted, batch).backward()  # type: ignore[no-untyped-call]
     return dataclasses.asdict(passes.total())
 
 
