@@ -87,8 +87,8 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the caller has put the model through torch.compile."""
-    return hasattr(model, "_orig_mod")
+    """Whether the caller has put the model through torch.compile, or compiled it in place by ``model.compile()``."""
+    return "_orig_mod" in model._modules or model.__dict__.get("_compiled_call_impl") is not None
 
 
 @contextlib.contextmanager

@@ -54,19 +54,23 @@ def _ieee() -> Iterator[None]:
             place.fp32_precision = value
 
 
-def check_pass(name: str, output: Tensor) -> None:
-    """Raise TypeError where part of the forward that made the output ran in half precision.
+def half_in(output: Tensor) -> torch.dtype | None:
+    """The half precision in which part of the forward that made the output ran, or None; float16 before bfloat16.
 
-    It is read from the autograd graph: whoever lowered it, autocast outside, inside, or the model itself.
+    It is read from the autograd graph, whoever lowered it: autocast outside, inside, or the model itself. What runs as
+    one node, a compiled or scripted model, is not seen into.
     """
-    for node in _nodes(output):
-        for metadata in node._input_metadata:
-            if metadata.dtype in _HALF:
-                raise TypeError(
-                    f"{name} takes differences of nearly equal passes and needs float32 or float64, and part of the "
-                    f"model's forward runs in {metadata.dtype} (autocast outside or inside it?): give it the model "
-                    "without autocast"
-                )
+    seen = {metadata.dtype for node in _nodes(output) for metadata in node._input_metadata}
+    return next((dtype for dtype in _HALF if dtype in seen), None)
+
+
+def check_pass(name: str, half: torch.dtype | None) -> None:
+    """Raise TypeError where a pass ran in half precision, in part or wholly."""
+    if half is not None:
+        raise TypeError(
+            f"{name} takes differences of nearly equal passes and needs float32 or float64, and part of the model's "
+            f"forward runs in {half} (autocast outside or inside it?): give it the model without autocast"
+        )
 
 
 def recomputes(output: Tensor) -> bool:

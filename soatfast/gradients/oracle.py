@@ -86,7 +86,9 @@ class InputGradient:
         self._layouts: list[tuple[nn.Parameter, Tensor]] = []
         self._cast: CastWeights | None = None
         self._labels_checked = False
-        self._full_precision: str | None = None
+        self._full_precision: str | None = None  # who takes differences of the passes
+        self._half: torch.dtype | None = None  # in which part of a pass ran, whoever lowered it
+        self._half_known = False
 
     # ------------------------------------------------------------------------------------------ model state
 
@@ -106,7 +108,8 @@ class InputGradient:
         engines.put_back(self._layouts)
         self._layouts, self._cast = [], None
         self.logits = None
-        self._labels_checked, self._full_precision = False, None
+        self._labels_checked = self._half_known = False
+        self._full_precision = self._half = None
         self.state.__exit__()
 
     # ------------------------------------------------------------------------------------------ passes
@@ -139,15 +142,16 @@ class InputGradient:
         if not self._labels_checked:
             check_labels(y, logits.shape[1])
             self._labels_checked = True
-        if self._full_precision is not None and logits.requires_grad:
-            full_precision.check_pass(self._full_precision, logits)
-            self._full_precision = None
+        if not self._half_known and logits.requires_grad:
+            self._half, self._half_known = full_precision.half_in(logits), True
+            if self._full_precision is not None:
+                full_precision.check_pass(self._full_precision, self._half)
         self.logits = logits.detach()
         return logits
 
     def expect_full_precision(self, name: str) -> None:
         """Raise TypeError in the next pass if part of it runs in half precision: ``name`` takes differences of it."""
-        self._full_precision = name
+        self._full_precision, self._half_known = name, False
 
     def _call(self, x: Tensor, own: bool) -> Tensor:
         if not own:
@@ -211,17 +215,21 @@ class InputGradient:
     def _differentiate(self, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(gradient, logits) of one pass at the leaf."""
         logits = self._forward(leaf, y)
+        return self._slope(logits, leaf, y), logits.detach()
+
+    def _slope(self, logits: Tensor, leaf: Tensor, y: Tensor, keep_graph: bool = False) -> Tensor:
+        """The gradient by the leaf."""
         seen = logits.detach()
-        if torch.float16 not in (self.engine.precision, seen.dtype):
-            return by_input(logits, leaf, self._derivative_of(seen, y)), seen
+        if torch.float16 not in (self.engine.precision, seen.dtype, self._half):
+            return by_input(logits, leaf, self._derivative_of(seen, y), keep_graph)
         # Small derivatives underflow in float16: send each sample back at unit scale, or all at one scale where batch
         # norm in train mode makes a sample's gradient of the others' derivatives too.
         derivative = self._derivative_of(seen if seen.dtype == torch.float64 else seen.float(), y)
         mixed = any(getattr(module, "training", False) for module in self.state.modules)
         scale = derivative.abs().amax((0, 1) if mixed else 1, keepdim=True)
         derivative = derivative / torch.where(scale > 0, scale, 1.0)
-        grad = by_input(logits, leaf, derivative.to(logits.dtype))
-        return grad * as_column(scale, grad).to(grad.dtype), seen
+        grad = by_input(logits, leaf, derivative.to(logits.dtype), keep_graph)
+        return grad * as_column(scale, grad).to(grad.dtype)
 
     def run_recorded(
         self,
@@ -297,9 +305,17 @@ class InputGradient:
         input's, and handed out when the caller's backward arrives. One forward and one backward to the parameters, in
         the model's state of before the block; the statistics that it updates stay updated. As the training uses it,
         it runs in the caller's precision and not in the engine's.
+
+        Where part of the pass runs in float16 the parameters' gradients would underflow before a GradScaler's scale:
+        the scalar then keeps its graph, and the caller's backward goes through it (1 backward to the input here).
         """
         with self.state.thawed() as parameters, self._grad_enabled(x) as leaf:
             logits = self._forward(leaf, y, own=False)
+            if self._half == torch.float16:
+                loss = self.sign * self.objective(logits.float(), y)
+                grad = self._slope(logits, leaf, y, keep_graph=True)
+                self.state.save_buffers()
+                return loss.sum(), grad.detach()
             loss, derivative = self._loss_of(logits, y), self._derivative_of(logits.detach(), y)
             grad, *slopes = torch.autograd.grad(logits, [leaf, *parameters], derivative, allow_unused=True)
         self.state.save_buffers()
@@ -309,11 +325,11 @@ class InputGradient:
         return total, grad.detach()
 
 
-def by_input(logits: Tensor, leaf: Tensor, derivative: Tensor) -> Tensor:
+def by_input(logits: Tensor, leaf: Tensor, derivative: Tensor, keep_graph: bool = False) -> Tensor:
     """The gradient of <derivative, logits> by the leaf."""
     grad = None
     if logits.requires_grad:
-        (grad,) = torch.autograd.grad(logits, leaf, derivative, allow_unused=True)
+        (grad,) = torch.autograd.grad(logits, leaf, derivative, retain_graph=keep_graph, allow_unused=True)
     if grad is None:
         raise ValueError(
             "the model's output has no gradient by its input (int8 weights, a detach() or no_grad() inside?): "

@@ -188,6 +188,28 @@ class ModelState:
             if not isinstance(buffer, nn.parameter.UninitializedBuffer)  # of a lazy module before its first forward
         ]
 
+    @contextlib.contextmanager
+    def buffers_apart(self) -> Iterator[None]:
+        """Forwards in this block see copies of the buffers, so that a graph that outlives it keeps their values.
+
+        Batch norm in eval mode saves its running statistics themselves for the backward, and a training forward changes
+        them in place without a trace.
+        """
+        swapped = [
+            (module, name, buffer)
+            for module in self.modules
+            if module._buffers and not isinstance(module, torch.jit.ScriptModule)
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        for module, name, buffer in swapped:
+            module._buffers[name] = buffer.detach().clone()
+        try:
+            yield
+        finally:
+            for module, name, buffer in swapped:
+                module._buffers[name] = buffer
+
     def _put_back_buffers(self) -> None:
         for module, name, buffer, saved in self._buffers:
             if buffer is None or saved is None:
@@ -244,6 +266,12 @@ def _kind(cls: type) -> _Kind | None:
         compiled="OptimizedModule" in names,
     )
     return kind if any(kind) else None
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether FSDP, of either generation, holds parameters of the model."""
+    kinds = (_kind(type(module)) for module in behind.modules(behind.roots(model)))
+    return any(kind is not None and kind.sharded for kind in kinds)
 
 
 def _pass_by(module: nn.Module, inner: Callable[..., Any]) -> Callable[[], None]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.gradients.checks import check_batch
-from soatfast.gradients.full_precision import check_pass, recomputes, without_tf32
+from soatfast.gradients.full_precision import check_pass, half_in, recomputes, without_tf32
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.gradients.precision import is_half, wide
@@ -63,7 +63,7 @@ class Regularised(Loss):
                 self._check_pass(inner)
                 with oracle:
                     return mean(losses + self._regulariser(oracle, leaf, y, inner))
-            with oracle:
+            with oracle, oracle.state.buffers_apart():
                 inner = self._losses(oracle.model, leaf, y)[1]
                 self._check_pass(inner)
                 again = oracle.state.switched and recomputes(inner)
@@ -74,7 +74,7 @@ class Regularised(Loss):
 
     def _check_pass(self, losses: Tensor) -> None:
         if self._differences:
-            check_pass(type(self).__name__, losses)
+            check_pass(type(self).__name__, half_in(losses))
 
     @property
     def _differences(self) -> bool:

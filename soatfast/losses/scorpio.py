@@ -12,6 +12,7 @@ from soatfast.attacks import FrankWolfe
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
+from soatfast.gradients.state import is_sharded
 from soatfast.losses.base import Loss, attacked, check_memory, fields_of, mean, sample_losses
 from soatfast.memory.store import PerturbationMemory
 from soatfast.ops import Init
@@ -30,7 +31,10 @@ class SCORPIO(Loss):
 
     With ``mode="keep"`` (the attack sees the model exactly as the training forward does: right for a network without
     batch norm and dropout) the clean pass is shared: one forward and one backward give l(x), g(x) and the clean
-    parameter gradient together. ``recycle=False`` turns that off; a float16 batch is never shared.
+    parameter gradient together. ``recycle=False`` turns that off. A float16 batch is never shared, nor a model under
+    FSDP, whose parameters get their gradients in its own backward only. Where autocast runs part of the pass in float16
+    the forward alone is shared: the parameters' gradients wait for the GradScaler's scale, and g(x) has a backward of
+    its own.
 
     With a memory (``loss(model, x, y, index)``) v goes on from the sample's last visit by ``steps`` Frank-Wolfe steps
     on the loss itself, as :class:`~soatfast.attacks.FrankWolfe` says; nothing is shared then, as no gradient at x is
@@ -92,7 +96,8 @@ class SCORPIO(Loss):
         self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
     ) -> Tensor:
         attack = self.attack
-        if not self._shares or len(x) == 0 or x.dtype == torch.float16:  # whose derivatives need rescaling
+        half = x.dtype == torch.float16  # whose derivatives need rescaling
+        if not self._shares or len(x) == 0 or half or is_sharded(model):
             x_adv = attacked(attack, self.memory, model, x, y, index, moves)
             adversarial = mean(sample_losses(model, x_adv, y))
             if self.strength == 1:
