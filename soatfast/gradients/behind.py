@@ -88,7 +88,7 @@ def _references(value: Any) -> Iterator[Any]:
         yield from _of_function(value)
     else:
         yield from _attributes(value)
-        call = getattr(type(value), "__call__", None)
+        call = vars(type(value)).get("__call__")
         if isinstance(call, types.FunctionType):
             yield call
 

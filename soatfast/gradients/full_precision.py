@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,40 +19,35 @@ def without_tf32() -> Iterator[None]:
     Both of torch's switches are understood, ``allow_tf32`` and ``fp32_precision``: torch refuses to read the first
     where the second was used.
     """
-    try:
-        matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        _ = torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:
-        with _ieee():
-            yield
-        return
-    try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolution
-
-
-@contextlib.contextmanager
-def _ieee() -> Iterator[None]:
-    """As without_tf32, by ``fp32_precision`` alone."""
     cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    before = []
-    for place in (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):  # type: ignore[attr-defined]
-        value = place.fp32_precision
-        if value in ("none", "ieee"):
-            continue
-        place.fp32_precision = "none"
-        inherited = place.fp32_precision == value  # from a switch above it, which is to rule it afterwards as well
-        before.append((place, "none" if inherited else value))
-        place.fp32_precision = "ieee"
+    places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)  # type: ignore[attr-defined]
     try:
+        old = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cuda.matmul.allow_tf32
+    except RuntimeError:
+        old = None
+    before = [(place, _set_value(place)) for place in places]
+    try:
+        if old is not None:  # by the old switch as well, or torch would refuse to read it in the block
+            torch.set_float32_matmul_precision("highest")
+            cudnn.allow_tf32 = False
+        for place in places:
+            place.fp32_precision = "ieee"
         yield
     finally:
+        if old is not None:
+            torch.set_float32_matmul_precision(old[0])
+            cudnn.allow_tf32 = old[1]
         for place, value in before:
             place.fp32_precision = value
+
+
+def _set_value(place: Any) -> str:
+    """The place's own precision: "none" where it has that of the switch above, which is to rule it afterwards too."""
+    value = place.fp32_precision
+    place.fp32_precision = "none"
+    inherited = place.fp32_precision == value
+    place.fp32_precision = value
+    return "none" if inherited else value
 
 
 def half_in(output: Tensor) -> torch.dtype | None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -91,10 +91,10 @@ class ModelState:
         if self._freeze or own:
             self._undo.append(functools.partial(self._unfreeze, needing))
         self._undo.append(functools.partial(_put_back_modes, flags, own))
+        for module in own:
+            self._undo.insert(-1, functools.partial(_put_back_parameters, module, _copies(module)))
         if self._mode != "keep" and any(flag != wanted for _, flag in flags):
             self.switched = True
-            for module in own:
-                self._undo.insert(-1, functools.partial(_put_back_parameters, module, _copies(module)))
             _set_mode(roots, flags, own, wanted)
             if own:
                 needing = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
@@ -130,7 +130,7 @@ class ModelState:
 
     # ------------------------------------------------------------------------------------------ parameters
 
-    def _freeze_all(self, needing: list[Tensor]) -> None:
+    def _freeze_all(self, needing: Sequence[Tensor]) -> None:
         for p in dict.fromkeys(needing):
             if self.sharded or not p.is_leaf:
                 self.attached.append(p)
@@ -140,17 +140,17 @@ class ModelState:
                 p.requires_grad_(False)
                 self.frozen.append(p)
         for module in self.modules:
-            for name, p in module._parameters.items():
-                if p is not None and p.is_inference():
-                    self._undo.append(functools.partial(_put_parameter, module, name, p))
+            for name, own in module._parameters.items():
+                if own is not None and own.is_inference():
+                    self._undo.append(functools.partial(_put_parameter, module, name, own))
                     with torch.inference_mode(False):
-                        _put_parameter(module, name, nn.Parameter(p.detach().clone(), requires_grad=False))
+                        _put_parameter(module, name, nn.Parameter(own.detach().clone(), requires_grad=False))
             for name, b in module._buffers.items():
                 if b is not None and b.is_inference():
                     with torch.inference_mode(False):
                         module._buffers[name] = b.clone()
 
-    def _unfreeze(self, needing: list[Tensor]) -> None:
+    def _unfreeze(self, needing: Sequence[Tensor]) -> None:
         needed = dict.fromkeys(needing)
         for p in self.frozen:
             p.requires_grad_(p in needed)
@@ -254,7 +254,7 @@ class _Kind(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _kind(cls: type) -> _Kind | None:
+def _kind(cls: Any) -> _Kind | None:
     """What is special about a class of modules; None for nearly all."""
     names = {base.__name__ for base in cls.__mro__}
     kind = _Kind(
@@ -296,9 +296,7 @@ def _lock_of(modules: list[nn.Module]) -> threading.RLock | None:  # type: ignor
 # ---------------------------------------------------------------------------------------------- setting and restoring
 
 
-def _set_mode(
-    roots: list[nn.Module], flags: list[tuple[nn.Module, bool]], own: list[nn.Module], wanted: bool
-) -> None:
+def _set_mode(roots: list[nn.Module], flags: list[tuple[nn.Module, bool]], own: list[nn.Module], wanted: bool) -> None:
     try:
         for root in roots:
             root.train(wanted)
@@ -353,5 +351,5 @@ def _put_parameter(module: nn.Module, name: str, p: Tensor) -> None:
 def _put_buffer(module: nn.Module, name: str, buffer: Tensor) -> None:
     if not isinstance(module, torch.jit.ScriptModule):
         module._buffers[name] = buffer
-    elif module._buffers[name].data_ptr() != buffer.data_ptr():
+    elif getattr(module, name).data_ptr() != buffer.data_ptr():
         setattr(module, name, buffer)
