@@ -20,7 +20,7 @@ def without_tf32() -> Iterator[None]:
     where the second was used.
     """
     cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    places = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)  # type: ignore[attr-defined]
+    places: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
     try:
         old = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cuda.matmul.allow_tf32
     except RuntimeError:

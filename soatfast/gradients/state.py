@@ -75,7 +75,7 @@ class ModelState:
         special = [
             (module, kind)
             for module in self.modules
-            if (kind := _kind(type(module))) is not None or "train" in module.__dict__
+            if (kind := _kind(module)) is not None or "train" in module.__dict__
         ]
         for module, kind in special:
             self._prepare(module, kind)
@@ -120,7 +120,7 @@ class ModelState:
         """Wrappers that put autocast around a forward (Accelerate, Lightning Fabric) are passed by in this block."""
         with contextlib.ExitStack() as stack:
             for module in self.modules:
-                kind = _kind(type(module))
+                kind = _kind(module)
                 inner = module.__dict__.get("_original_forward")  # Accelerate's name for the forward it has wrapped
                 if kind is not None and kind.fabric:
                     inner = module._modules.get("_forward_module")
@@ -253,9 +253,14 @@ class _Kind(NamedTuple):
     compiled: bool  # torch.compile's wrapper
 
 
+def _kind(module: nn.Module) -> _Kind | None:
+    """What is special about a module's class; None for nearly all."""
+    cls: Any = type(module)
+    return _kind_of(cls)
+
+
 @functools.lru_cache(maxsize=1024)
-def _kind(cls: Any) -> _Kind | None:
-    """What is special about a class of modules; None for nearly all."""
+def _kind_of(cls: Any) -> _Kind | None:
     names = {base.__name__ for base in cls.__mro__}
     kind = _Kind(
         trains=getattr(cls, "train", None) not in (nn.Module.train, torch.jit.ScriptModule.train),
@@ -270,7 +275,7 @@ def _kind(cls: Any) -> _Kind | None:
 
 def is_sharded(model: Any) -> bool:
     """Whether FSDP, of either generation, holds parameters of the model."""
-    kinds = (_kind(type(module)) for module in behind.modules(behind.roots(model)))
+    kinds = (_kind(module) for module in behind.modules(behind.roots(model)))
     return any(kind is not None and kind.sharded for kind in kinds)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import threading
 import warnings
 
 import pytest
@@ -14,7 +13,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from soatfast.attacks import PGD, FrankWolfe
 from soatfast.evaluate import accuracy
 from soatfast.gradients import InputGradient
-from soatfast.gradients.state import ModelState
 from soatfast.losses import MART, SCORPIO, STN, TRADES, AdversarialTraining, CrossEntropy, InputGradientPenalty
 from tests.nets import batch, conv_net, relu_net
 
@@ -369,41 +367,5 @@ def test_what_cannot_be_attacked_says_what_to_do():
             return torch.round(x.detach().flatten(1)[:, :5])
 
     for mode in ("eval", "keep"):
-        with pytest.raises(ValueError, match="no gradient by its input .*SimBA"):
+        with pytest.raises(ValueError, match=r"no gradient by its input .*SimBA"):
             PGD(steps=2, mode=mode)(Constant(), x, y % 5)
-
-
-# ------------------------------------------------------------------------------------- threads
-
-
-def test_threads_attack_one_model_one_after_the_other():
-    model, (x, y) = conv_net().train(), images()
-    expected = PLAIN(model, x, y)
-    results, wrapped = [], nn.Sequential(nn.Identity(), model)
-
-    def attack(target):
-        for _ in range(5):
-            results.append(torch.equal(PLAIN(target, x, y), expected))
-
-    threads = [threading.Thread(target=attack, args=(target,)) for target in (model, wrapped, lambda x: model(x))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [True] * 15
-    assert all(m.training for m in model.modules()) and all(p.requires_grad for p in model.parameters())
-
-
-def test_the_lock_is_free_after_an_error():
-    model = conv_net()
-    with pytest.raises(RuntimeError, match="stop"), ModelState(model, "train"):
-        raise RuntimeError("stop")
-    done = threading.Event()
-
-    def enter():
-        with ModelState(model, "eval"):
-            done.set()
-
-    thread = threading.Thread(target=enter, daemon=True)
-    thread.start()
-    assert done.wait(10)
