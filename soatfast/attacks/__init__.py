@@ -9,6 +9,7 @@ from soatfast.attacks.haat import HAAT
 from soatfast.attacks.mifgsm import MIFGSM
 from soatfast.attacks.named import TargetedPGD
 from soatfast.attacks.near import NearPGD
+from soatfast.attacks.normalized import Normalized
 from soatfast.attacks.pgd import PGD
 from soatfast.attacks.simba import SimBA, SimBAResult
 from soatfast.attacks.soae import SOAE
@@ -23,6 +24,7 @@ __all__ = [
     "Attack",
     "FrankWolfe",
     "NearPGD",
+    "Normalized",
     "SimBA",
     "SimBAResult",
     "TargetedPGD",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.attacks.base import Attack
+from soatfast.attacks.base import Attack, check_noise, check_step_size
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import check_number, check_radius, check_steps
+from soatfast.memory.visit import Visit
+from soatfast.ops.arguments import check_steps
 
 
 def noise_sigma(shape: Sequence[int]) -> float:
@@ -21,7 +23,7 @@ def noise_sigma(shape: Sequence[int]) -> float:
     return 0.7 if len(shape) == 3 and shape[0] == 1 else 100 / 255
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ASOD(Attack):
     r"""Steps along the sum of the gradients at noisy copies of the iterate, from x_0 = x.
 
@@ -35,7 +37,8 @@ class ASOD(Attack):
     Args:
         steps: gradient steps.
         samples: draws u_j a step.
-        sigma: standard deviation of the noise, in input units, >= 0; None: :func:`noise_sigma` of the images.
+        sigma: standard deviation of the noise, in input units, >= 0; a number or a tensor (C, 1, 1); None:
+            :func:`noise_sigma` of the images.
         step_size: in input units; None: eps/10 for p = inf, else 2.5 eps / steps.
         generator: random numbers of the noise; on x's device.
 
@@ -57,7 +60,7 @@ class ASOD(Attack):
 
     steps: int = 20
     samples: int = 10
-    sigma: float | None = None
+    sigma: float | Tensor | None = None
     step_size: float | Tensor | None = None
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
@@ -70,9 +73,8 @@ class ASOD(Attack):
         check_steps(self.steps)
         check_steps(self.samples, "samples")
         if self.sigma is not None:
-            check_number(self.sigma, "sigma", above=False)
-        if self.step_size is not None:
-            check_radius(self.step_size, "step_size")
+            check_noise(self.sigma, "sigma")
+        check_step_size(self)
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         alpha = self.step_size
@@ -84,13 +86,20 @@ class ASOD(Attack):
             x_adv = ops.pgd_step(x_adv, g, x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
         return x_adv
 
+    def run(
+        self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None = None, visit: Visit | None = None
+    ) -> Tensor:
+        if self.sigma is None:  # in the units of x, and not of the coordinates that an eps a channel gives
+            return dataclasses.replace(self, sigma=noise_sigma(x.shape[1:])).run(oracle, x, y, g0, visit)
+        return super().run(oracle, x, y, g0, visit)
+
     def _summed(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
         """The gradients at the noisy points, summed."""
-        sigma = noise_sigma(x.shape[1:]) if self.sigma is None else self.sigma
+        assert self.sigma is not None, "run has set it"
         total = torch.zeros_like(x)
         for _ in range(self.samples):
-            noise = torch.empty_like(x).normal_(generator=self.generator)
-            total += oracle.gradient(x + sigma * noise, y)
+            noise = self._free(torch.empty_like(x).normal_(generator=self.generator))
+            total += oracle.gradient(x + self.sigma * noise, y)
         return total
 
     def passes(self, batch: int = 1) -> Passes:

@@ -12,7 +12,7 @@ from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FGSM(Attack):
     r"""One step to the maximiser of the linearised objective.
 
@@ -37,7 +37,7 @@ class FGSM(Attack):
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         if g0 is None:
             g0 = oracle.gradient(x, y)
-        return (x + ops.lmo(g0, self.p, self.eps)).clamp_(*self.bounds)
+        return (x + ops.lmo(g0, self.p, self.eps)).clamp_(*self.bounds)  # type: ignore[arg-type]
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=1, backward_input=1)

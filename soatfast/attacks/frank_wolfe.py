@@ -24,7 +24,7 @@ _SHORTEST_HALF = 0.1  # of h in a half-precision engine: its rounding, 2^-8 of g
 _REPLAY_GAMMA = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FrankWolfe(Attack):
     r"""The quadratic attack: maximises a second-order model Q of the loss on the ball; returns clamp(x + v).
 
@@ -160,7 +160,7 @@ class FrankWolfe(Attack):
             g1, eps = oracle.gradient(probe[active], y[active]), self.eps[active] if own else self.eps  # type: ignore[index]
             v[active], probe[active], gap = self._step(k, g0[active], g1, v[active], x[active], eps, h=h)
             active = active[gap >= tol]
-        return (x + v).clamp(*self.bounds)
+        return (x + v).clamp(*self.bounds)  # type: ignore[arg-type]
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         gamma = _REPLAY_GAMMA if self.gamma is None else self.gamma

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
+from soatfast.attacks.base import check_step_size
 from soatfast.attacks.second_order import SecondOrderAttack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps, to_multiply
+from soatfast.ops.arguments import as_column, check_number, check_steps, to_multiply
 from soatfast.solvers.hessian import unit_step
 
 _PAPER_H = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class HAAT(SecondOrderAttack):
     r"""Each step moves along the gradient's sign and along the dominant eigenvector u of the Hessian, p = inf.
 
@@ -68,8 +69,7 @@ class HAAT(SecondOrderAttack):
             raise ValueError(f"p must be math.inf for HAAT, got {self.p!r}")
         check_steps(self.steps)
         check_steps(self.power, "power")
-        if self.step_size is not None:
-            check_radius(self.step_size, "step_size")
+        check_step_size(self)
         if self.variant not in ("resolved", "paper"):
             raise ValueError(f'variant must be "resolved" or "paper", got {self.variant!r}')
         if self.h is not None:
@@ -83,8 +83,8 @@ class HAAT(SecondOrderAttack):
         alpha = self.eps / 4 if self.step_size is None else self.step_size
         x_t = x
         if self.random_start:
-            noise = torch.empty_like(x).uniform_(-1, 1, generator=self.generator)
-            x_t = (x + to_multiply(self.eps, "eps", x) * noise).clamp_(*self.bounds)
+            noise = self._free(torch.empty_like(x).uniform_(-1, 1, generator=self.generator))
+            x_t = (x + to_multiply(self.eps, "eps", x) * noise).clamp_(*self.bounds)  # type: ignore[arg-type]
         for t in range(self.steps):
             g = g0 if t == 0 and g0 is not None and not self.random_start else oracle.gradient(x_t, y)
             u, rayleigh = self._eigenvector(oracle, x_t, y, g, h)
@@ -94,7 +94,7 @@ class HAAT(SecondOrderAttack):
 
     def _eigenvector(self, oracle: InputGradient, x: Tensor, y: Tensor, g: Tensor, h: float) -> tuple[Tensor, Tensor]:
         """(u of x's shape, <u, H u> (B,)) after the power iterations."""
-        u = torch.empty_like(x).normal_(generator=self.generator)
+        u = self._free(torch.empty_like(x).normal_(generator=self.generator))
         u = u / as_column(ops.lp_norm(u, 2).to(x.dtype), x)
         probe = x + h * u
         rayleigh = None

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.attacks.base import Attack
+from soatfast.attacks.base import Attack, check_step_size
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps
+from soatfast.ops.arguments import as_column, check_number, check_steps
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MIFGSM(Attack):
     r"""Steps along a decaying sum of normalised gradients, from x (equations 6, 7 and 9 of the paper).
 
@@ -54,8 +54,7 @@ class MIFGSM(Attack):
         if self.p not in (2, math.inf):
             raise ValueError(f"p must be 2 or math.inf for MIFGSM, got {self.p!r}")
         check_steps(self.steps)
-        if self.step_size is not None:
-            check_radius(self.step_size, "step_size")
+        check_step_size(self)
         check_number(self.decay, "decay", above=False)
 
     def with_steps(self, steps: int) -> MIFGSM:

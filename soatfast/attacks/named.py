@@ -16,7 +16,7 @@ from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops.arguments import check_radius, check_steps
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TargetedPGD(PGD):
     r"""PGD towards a class that it picks itself: it is called with the true labels y, as an untargeted attack is.
 

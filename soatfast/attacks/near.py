@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soatfast.attacks.base import check_noise
 from soatfast.attacks.pgd import PGD
-from soatfast.ops.arguments import check_number
 
 # TRADES, CIFAR-10: Linf steps of 0.007 at eps 0.031, 10 of them; L2 steps of 2 eps / steps.
 _REACH = {math.inf: 0.007 * 10 / 0.031, 2: 2.0}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NearPGD(PGD):
     r"""PGD that starts at x + ``noise`` N(0, I), as TRADES (Zhang et al. 2019) and MART (Wang et al. 2020) do.
 
     The start is in neither ball nor box, every later iterate is in both: x_{k+1} = project(x_k + step_size step_p(g)).
 
     Args:
-        noise: standard deviation of the start, in input units.
+        noise: standard deviation of the start, in input units; a number or a tensor (C, 1, 1).
         step_size: None means the papers' 0.007 at eps = 0.031 and 10 steps, in proportion to eps / steps (2.26 times
             it); for p = 2 it means 2 eps / steps.
 
@@ -37,16 +37,16 @@ class NearPGD(PGD):
     (True, 5)
     """
 
-    noise: float = 0.001
+    noise: float | Tensor = 0.001
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.p not in _REACH:
             raise ValueError(f"p must be 2 or math.inf for {type(self).__name__}, got {self.p!r}")
-        check_number(self.noise, "noise", above=False)
+        check_noise(self.noise, "noise")
 
     def _alpha(self) -> float | Tensor:
         return _REACH[self.p] * self.eps / self.steps if self.step_size is None else self.step_size
 
     def _start(self, x: Tensor) -> Tensor:
-        return x + self.noise * torch.empty_like(x).normal_(generator=self.generator)
+        return x + self.noise * self._free(torch.empty_like(x).normal_(generator=self.generator))

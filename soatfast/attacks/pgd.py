@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.attacks.base import Attack
+from soatfast.attacks.base import Attack, check_step_size
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.memory.visit import Visit
-from soatfast.ops.arguments import as_column, check_radius, check_steps, to_multiply
+from soatfast.ops.arguments import as_column, check_steps, to_multiply
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PGD(Attack):
     r"""Projected gradient ascent on the loss, from a random point of the ball (Madry et al. 2018).
 
@@ -69,8 +69,7 @@ class PGD(Attack):
             raise ValueError(f"p must be 1, 2 or math.inf for PGD, got {self.p!r} (FrankWolfe and FGSM take any p)")
         check_steps(self.steps)
         check_steps(self.restarts, "restarts")
-        if self.step_size is not None:
-            check_radius(self.step_size, "step_size")
+        check_step_size(self)
 
     def with_steps(self, steps: int) -> PGD:
         """With another number of steps, and the default step size for it: a given one was meant for the old number."""
@@ -124,17 +123,21 @@ class PGD(Attack):
         """A point uniform in the ball, then clamped to the box."""
         eps = to_multiply(self.eps, "eps", x)
         if self.p == math.inf:
-            delta = torch.empty_like(x).uniform_(-1, 1, generator=self.generator)
+            delta = self._free(torch.empty_like(x).uniform_(-1, 1, generator=self.generator))
         else:
             if self.p == 2:
                 direction = torch.empty_like(x).normal_(generator=self.generator)
             else:
                 sign = torch.empty_like(x).uniform_(-1, 1, generator=self.generator).sign()
                 direction = torch.empty_like(x).exponential_(generator=self.generator) * sign
+            direction = self._free(direction)
             radius = torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=self.generator)
-            radius = radius.pow(1 / x[0].numel()) / ops.lp_norm(direction, self.p).to(x.dtype)
+            size = x[0].numel() if self.mask is None else self.mask.flatten(1).sum(1).clamp_min(1)
+            radius = radius.pow(1 / size) / ops.lp_norm(direction, self.p).to(x.dtype)
             delta = direction * as_column(radius, x)
-        return (x + eps * delta).clamp_(*self.bounds)
+            if self.mask is not None:  # 0/0 where nothing may change
+                delta = self._free(delta.nan_to_num())
+        return (x + eps * delta).clamp_(*self.bounds)  # type: ignore[arg-type]
 
     def passes(self, batch: int = 1) -> Passes:
         runs = self.restarts * self.steps

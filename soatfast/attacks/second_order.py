@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from soatfast.gradients.precision import is_half, round_towards
 from soatfast.memory.visit import Visit
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SecondOrderAttack(Attack):
     """An attack that differences gradients over a tiny step: noise of a pass is divided by that step.
 
@@ -78,5 +79,5 @@ class _Float32:
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.state = {name: t.detach().float() if is_half(t) else t for name, t in named.items()}
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.func.functional_call(self.model, self.state, (x,))
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.func.functional_call(self.model, self.state, args, kwargs)

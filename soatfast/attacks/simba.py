@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.attacks.base import Attack, Model
+from soatfast.attacks.base import Attack, Model, check_step_size
+from soatfast.attacks.region import is_needed
 from soatfast.gradients.checks import check_batch
-from soatfast.gradients.objectives import Objective
+from soatfast.gradients.objectives import Named, Objective
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import is_half, round_towards, widened
-from soatfast.ops.arguments import as_column, check_radius, check_steps, to_multiply
+from soatfast.ops.arguments import as_column, check_steps, to_multiply
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SimBAResult:
     fooled: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SimBA(Attack):
     r"""Hill climbing without gradients: for q in a random order of an orthonormal basis, a step of -q or +q that helps.
 
@@ -75,7 +76,7 @@ class SimBA(Attack):
     """
 
     eps: float | Tensor = 0.2
-    objective: str | Objective = "margin"
+    objective: Named | Objective = "margin"
     steps: int = 200
     step_size: float | Tensor = 0.2
     basis: Literal["pixel", "dct"] = "pixel"
@@ -89,7 +90,7 @@ class SimBA(Attack):
         if self.p not in (1, 2, math.inf):
             raise ValueError(f"p must be 1, 2 or math.inf for SimBA, got {self.p!r}")
         check_steps(self.steps)
-        check_radius(self.step_size, "step_size")
+        check_step_size(self)
         if self.basis not in ("pixel", "dct"):
             raise ValueError(f'basis must be "pixel" or "dct", got {self.basis!r}')
         if self.freq_dims is not None:
@@ -99,11 +100,17 @@ class SimBA(Attack):
 
     def search(self, model: Model, x: Tensor, y: Tensor) -> SimBAResult:
         """As a call, with the number of queries of each sample. Raises as a call."""
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
             return SimBAResult(x.detach().clone(), y.new_zeros(0, dtype=torch.int64), y.new_zeros(0, dtype=torch.bool))
         with self.oracle(model) as oracle, widened(oracle, x) as wide:
-            found = self._search(oracle, wide, y)
+            if is_needed(self):
+                with self._placed(oracle, wide) as region:
+                    assert isinstance(region.attack, SimBA)
+                    found = region.attack._search(oracle, region.inward(wide), y)
+                    found = SimBAResult(region.outward(found.x_adv), found.queries, found.fooled)
+            else:
+                found = self._search(oracle, wide, y)
         if not is_half(x):
             return found
         return SimBAResult(round_towards(found.x_adv, x.detach()), found.queries, found.fooled)
@@ -118,7 +125,7 @@ class SimBA(Attack):
         to_multiply(self.eps, "eps", x)  # the shapes of eps and step_size are checked before any pass
         to_multiply(self.step_size, "step_size", x)
         order = torch.rand(len(x), basis.size, device=x.device, generator=self.generator).argsort(1)
-        x_adv = x.clamp(*self.bounds)
+        x_adv = x.clamp(*self.bounds)  # type: ignore[arg-type]
         best = oracle.loss(x_adv, y)
         fooled = oracle.fooled(y)
         queries = torch.ones(len(x), dtype=torch.int64, device=x.device)
@@ -131,7 +138,8 @@ class SimBA(Attack):
                 rows = pending.nonzero().squeeze(1) if self.compact else torch.arange(len(x), device=x.device)
                 if len(rows) == 0:
                     break
-                candidate = self._move(x_adv[rows], x[rows], sign * basis.vectors(order[rows, step]), rows)
+                q = self._free(basis.vectors(order[rows, step]), rows)
+                candidate = self._move(x_adv[rows], x[rows], sign * q, rows)
                 loss = oracle.loss(candidate, y[rows])
                 better = pending[rows] & (loss > best[rows])
                 x_adv[rows] = torch.where(as_column(better, x), candidate, x_adv[rows])

@@ -24,7 +24,7 @@ from soatfast.solvers.spaces import Difference
 _MAX_DIM = 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SOAE(SecondOrderAttack):
     r"""Outer steps along a direction that a second-order model of the loss gives, each found in a Krylov space.
 
@@ -133,7 +133,7 @@ class SOAE(SecondOrderAttack):
         elif self.variant == "newton":
             along = as_column((g.flatten(1) * flat).sum(1), g)
             d = d * torch.where(along < 0, -1.0, 1.0)
-        return torch.where(usable, d, g)
+        return self._free(torch.where(usable, d, g))
 
     def _direction(
         self, oracle: InputGradient, x: Tensor, y: Tensor, g: Tensor | None, reach: float | Tensor

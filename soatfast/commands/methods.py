@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 from torch import nn
 
 from soatfast.attacks import catalogue
 from soatfast.attacks.catalogue import AttackRow, Row
+from soatfast.gradients.engine import Name
 from soatfast.losses import SORA, AdversarialTraining, Loss
 from soatfast.losses.catalogue import LOSSES
 
@@ -39,7 +41,7 @@ def with_engine(loss: Loss, engine: str) -> Loss:
     if engine == "eager":
         return loss
     if isinstance(loss, AdversarialTraining):
-        return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, engine=engine))
+        return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, engine=cast(Name, engine)))
     if not hasattr(loss, "engine"):
         raise ValueError(f"{type(loss).__name__} has no attack whose passes could be run by engine {engine!r}")
     return dataclasses.replace(loss, engine=engine)  # type: ignore[call-arg]

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from soatfast import ops
 from soatfast.attacks import NearPGD
-from soatfast.gradients.objectives import Objective, cross_entropy, kl_divergence
+from soatfast.gradients.objectives import Named, Objective, cross_entropy, kl_divergence
 from soatfast.losses.base import mean, training_logits
 from soatfast.losses.trades import TRADES
 
@@ -98,7 +98,7 @@ def trades_loss(
 class _Official(TRADES):
     """TRADES with the start and the L2 step of the authors' code."""
 
-    def _attack(self, objective: str | Objective) -> NearPGD:
+    def _attack(self, objective: Named | Objective) -> NearPGD:
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("eps", "p", "steps", "step_size")}
         return _OfficialPGD(objective=objective, **fields)
 
@@ -120,7 +120,8 @@ class _OfficialPGD(NearPGD):
             blank = ops.lp_norm(g, 2) == 0
             if blank.any():
                 move[blank] = -alpha * torch.randn_like(move[blank])
-            return ops.project((x_adv + move).clamp(*self.bounds), x, 2, self.eps, bounds=self.bounds)
+            moved = (x_adv + move).clamp(*self.bounds)  # type: ignore[arg-type]
+            return ops.project(moved, x, 2, self.eps, bounds=self.bounds)
 
         return step
 

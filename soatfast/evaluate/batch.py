@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from soatfast.attacks import Attack
 from soatfast.evaluate.quality import Quality, quality_of_changed
 from soatfast.evaluate.watch import Standing, Watch, can_watch, norm_of
-from soatfast.gradients.checks import check_logits
 from soatfast.gradients.counting import count_passes
+from soatfast.gradients.outputs import logits_of
 from soatfast.gradients.passes import Passes
 from soatfast.ops import lp_norm
 from soatfast.runs.files import generators
@@ -55,8 +55,7 @@ def clean_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Standing, Cell]
     """The model's own predictions: one forward."""
     start = time.perf_counter()
     with count_passes(model) as counted, torch.no_grad():
-        logits = model(x)
-    check_logits(logits, len(x))
+        logits = logits_of(model(x), len(x))
     standing = Standing(logits.detach().clone(), y, x.new_zeros(len(x)), logits.argmax(1) == y, x.detach().clone())
     ones, none = torch.ones_like(y), torch.zeros_like(y)
     seconds = time.perf_counter() - start
@@ -103,7 +102,8 @@ def attack_batch(
     seconds = time.perf_counter() - start
     attacked = before.correct if compact else torch.ones_like(before.correct)
     low, high = attack.bounds if isinstance(attack, Attack) else (0.0, 1.0)
-    seen = quality_of_changed(x, after.example, high - low) if quality else Quality.not_measured(len(x))
+    width = float(torch.as_tensor(high - low).max())  # bounds a channel: the widest
+    seen = quality_of_changed(x, after.example, width) if quality else Quality.not_measured(len(x))
     records = _records(after, attacked, seen, forwards, backwards, first)
     return after, Cell(records, counted.total(), asked, seconds)
 
@@ -113,8 +113,7 @@ def _final(model: nn.Module, attack: Runnable, x: Tensor, y: Tensor, now: Standi
     """An attack that cannot be watched: only its final examples count."""
     with torch.enable_grad():
         x_adv = attack(model, x[rows], y[rows]).detach()
-    logits = model(x_adv)
-    check_logits(logits, len(rows))
+    logits = logits_of(model(x_adv), len(rows))
     kept = now.correct[rows]
     chosen = rows[kept]
     now.logits[chosen] = logits[kept].to(now.logits.dtype)

@@ -7,7 +7,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from soatfast.gradients.checks import check_batch, check_labels, check_logits
+from soatfast.gradients.checks import check_batch, check_labels
+from soatfast.gradients.outputs import logits_of
+from soatfast.ops.arguments import Bounds
 
 _SAMPLES = 64  # of the first batch: enough to tell
 
@@ -24,7 +26,7 @@ class RandomisedWarning(EvaluationWarning):
     """The model gives one input several outputs."""
 
 
-def check_data(x: Tensor, y: Tensor, bounds: tuple[float, float], where: str) -> None:
+def check_data(x: Tensor, y: Tensor, bounds: Bounds, where: str) -> None:
     """Raise as an attack would, with the place: x floating and within bounds, y (B,) integer labels.
 
     >>> import torch
@@ -50,9 +52,7 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """
     x, y = x[:_SAMPLES], y[:_SAMPLES]
     with torch.no_grad(), torch.random.fork_rng():
-        first = model(x)
-        check_logits(first, len(x))
-        second = model(x)
+        first, second = (logits_of(model(x), len(x)) for _ in range(2))
     check_labels(y, first.shape[1])
     if not bool(first.isfinite().all()):
         warnings.warn("the model's logits are not finite on clean input", EvaluationWarning, stacklevel=3)

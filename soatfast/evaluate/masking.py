@@ -18,9 +18,9 @@ from soatfast.evaluate.batch import Runnable, seeded
 from soatfast.evaluate.suites import cell_seed, evaluating, suite
 from soatfast.evaluate.watch import norm_of
 from soatfast.gradients import objectives
-from soatfast.gradients.checks import check_logits
 from soatfast.gradients.device import device_of
 from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.outputs import logits_of
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops import lp_norm
 from soatfast.ops.arguments import as_column
@@ -56,8 +56,7 @@ def final_margins(
                 with seeded(attack, cell_seed(seed, "margins", index)):
                     x_adv = attack(model, x, y).detach()
             with torch.no_grad():
-                logits = model(x_adv)
-            check_logits(logits, len(x))
+                logits = logits_of(model(x_adv), len(x))
             margins.append(-objectives.margin(logits, y).cpu().double())
             norms.append(lp_norm(x_adv - x, norm_of(attack)).cpu().double())
     return Margins(torch.cat(margins).numpy(), torch.cat(norms).numpy())

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from soatfast import ops
 from soatfast.attacks import Attack
+from soatfast.attacks.region import is_needed
 from soatfast.gradients import objectives
-from soatfast.gradients.checks import check_logits
+from soatfast.gradients.outputs import logits_of
 from soatfast.gradients.passes import unwrap
 
 _SLACK = 1e-5  # rounding of a projection, relative to eps
@@ -48,6 +49,8 @@ class Standing:
 def can_watch(attack: Any, x: Tensor) -> bool:
     """Whether the predictions of the attack's own passes are those of the evaluation, row for row."""
     if not isinstance(attack, Attack) or not attack.watchable or attack.mode == "train" or attack.engine != "eager":
+        return False
+    if attack.output is not None or attack.forward is not None or is_needed(attack):  # the points are not the input's
         return False
     if getattr(attack, "compact", False) or getattr(attack, "tol", None) is not None:  # asks about parts of the batch
         return False
@@ -110,11 +113,9 @@ class Watch(nn.Module):
         samples = samples % len(self.x)
         self.forwards.index_add_(0, samples, torch.ones_like(samples))
         if rows is None:
-            logits = self.model(points)
-            check_logits(logits, len(points))
+            logits = logits_of(self.model(points), len(points))
         elif len(rows):
-            some = self.model(points.index_select(0, rows))
-            check_logits(some, len(rows))
+            some = logits_of(self.model(points.index_select(0, rows)), len(rows))
             logits = self.standing.logits.repeat(copies, 1).to(some.dtype).index_copy(0, rows, some)
         else:  # nothing to ask: logits with a gradient of zero
             logits = self.standing.logits.repeat(copies, 1) + 0 * points.flatten(1)[:, :1]

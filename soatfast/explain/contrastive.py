@@ -11,6 +11,7 @@ from soatfast.attacks import PGD
 from soatfast.attacks.base import Model
 from soatfast.explain.explanation import Explanation, Role
 from soatfast.gradients.checks import check_batch
+from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops.arguments import as_column, check_fields, check_radius, check_steps
@@ -78,7 +79,7 @@ class ContrastivePair:
     best: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
-    engine: str = "eager"
+    engine: Name = "eager"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soatfast.attacks.base import Model
 from soatfast.gradients.checks import check_batch
-from soatfast.gradients.objectives import Objective
+from soatfast.gradients.objectives import Named, Objective
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
@@ -22,7 +22,7 @@ _KINDS = ("signed", "absolute", "input")
 
 @dataclass(frozen=True, kw_only=True)
 class _Map:
-    objective: str | Objective = "ce"
+    objective: Named | Objective = "ce"
     targeted: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"

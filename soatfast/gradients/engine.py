@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,30 @@ _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FLAGS = ("channels_last", "compile", "graph")
 PARTS = (*_PRECISIONS, *_FLAGS)
 """What an engine's name is made of; "eager" is the engine without any of them."""
+
+
+Name = Literal[
+    "eager",
+    "bf16",
+    "bf16+channels_last",
+    "bf16+channels_last+compile",
+    "bf16+channels_last+graph",
+    "bf16+compile",
+    "bf16+graph",
+    "channels_last",
+    "channels_last+compile",
+    "channels_last+graph",
+    "compile",
+    "compile+graph",
+    "fp16",
+    "fp16+channels_last",
+    "fp16+channels_last+compile",
+    "fp16+channels_last+graph",
+    "fp16+compile",
+    "fp16+graph",
+    "graph",
+]
+"""The usual names, for type checkers; :func:`parse` takes the parts in any order."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,10 @@ class Engine:
     """The model's forward goes through torch.compile, which does not see a hook added to an inner module later."""
     graph: bool = False
     """Gradients and whole attacks are CUDA graphs (:mod:`soatfast.gradients.graphs`): objectives "ce" and "margin"."""
+
+    @functools.cached_property
+    def is_eager(self) -> bool:
+        return self == Engine()
 
 
 @functools.cache

@@ -1,20 +1,24 @@
 """Per-sample objectives that an attack raises: cross-entropy and (negative) margin, stable for confident samples.
 
 Each is a differentiable function (logits (B, K), labels (B,)) -> (B,), and has a closed form of its derivative by the
-logits, so that an attack pass needs no autograd graph behind them. Any callable of that form can stand in for a name.
+logits, so that an attack pass needs no autograd graph behind them. Any callable can stand in for a name: it gets what
+the model returned, of any shape (B, ...), and y as it is, of any dtype and shape, and returns (B,).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from soatfast import ops
+from soatfast.gradients.outputs import as_classes
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+Named = Literal["ce", "margin"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -29,6 +33,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """
     label = _column(y)
     others = (logits - logits.gather(1, label)).scatter(1, label, -torch.inf)
+    others = others.clamp_min(torch.finfo(others.dtype).min)  # where all are -inf, logsumexp has a gradient of NaN
     return F.softplus(others.logsumexp(1), threshold=50)
 
 
@@ -47,14 +52,32 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     r"""KL(softmax(clean) || softmax(adversarial)) per sample, of logits (B, K), in nats; differentiable in both.
 
-    sum_k p_k (log p_k - log q_k) in logarithms, so that a p_k that underflows to 0 gives a value and gradients of 0.
+    sum_k p_k (log p_k - log q_k) in logarithms, so that a p_k that underflows to 0 gives a value and gradients of 0,
+    and so does a class whose logit is -inf in both. (B,) and (B, 1) are one sigmoid unit's. (B, K, H, W), as of a
+    segmentation: the mean over the positions.
 
     >>> import torch
     >>> kl_divergence(torch.tensor([[0.0, 0.0], [200.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 0.0]]))
     tensor([0.0000, 0.6931])
     """
-    p, q = clean.log_softmax(1), adversarial.log_softmax(1)
-    return (p.exp() * (p - q)).sum(1)
+    p, q = as_classes(clean).log_softmax(1), as_classes(adversarial).log_softmax(1)
+    return _by_class(p.exp(), p - q)
+
+
+def soft_cross_entropy(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """-sum_k softmax(clean)_k log softmax(adversarial)_k per sample, of logits as :func:`kl_divergence` takes them.
+
+    >>> import torch
+    >>> soft_cross_entropy(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.0, -torch.inf]]))
+    tensor([0.])
+    """
+    return _by_class(as_classes(clean).softmax(1), -as_classes(adversarial).log_softmax(1))
+
+
+def _by_class(p: Tensor, values: Tensor) -> Tensor:
+    """sum_k p_k values_k (B,), 0 where p_k is 0; the mean over further dimensions."""
+    terms = (p * values.masked_fill(p == 0, 0.0)).sum(1)
+    return terms if terms.dim() == 1 else terms.flatten(1).mean(1)
 
 
 def _column(y: Tensor) -> Tensor:
@@ -73,12 +96,18 @@ def _autograd_derivative(function: Objective) -> Objective:
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             value = function(leaf, y)
-            if value.shape != y.shape:
-                raise ValueError(f"objective must return shape {tuple(y.shape)}, got {tuple(value.shape)}")
+            check_values(value, len(logits))
             (slope,) = torch.autograd.grad(value.sum(), leaf)
         return slope
 
     return derivative
+
+
+def check_values(value: object, samples: int) -> None:
+    """Raise ValueError unless an objective returned (samples,)."""
+    if not isinstance(value, Tensor) or value.shape != (samples,):
+        came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"objective must return shape ({samples},), one value a sample, got {came}")
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin}

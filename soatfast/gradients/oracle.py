@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from soatfast import ops
 from soatfast.gradients import engine as engines
-from soatfast.gradients import full_precision, graphs, objectives
+from soatfast.gradients import full_precision, graphs, objectives, outputs
 from soatfast.gradients.cast_weights import CastWeights, casts_once
-from soatfast.gradients.checks import check_labels, check_logits
+from soatfast.gradients.checks import check_labels
+from soatfast.gradients.kernels import has_recurrent, twice_differentiable, without_cudnn
 from soatfast.gradients.passes import unwrap
 from soatfast.gradients.recycled import Recycled
 from soatfast.gradients.state import Mode, ModelState
@@ -29,8 +31,9 @@ class InputGradient:
     different numbers of passes without hanging.
 
     Args:
-        model: maps (B, ...) to logits (B, K), K >= 2.
-        objective: "ce", "margin" (max_{j != y} z_j - z_y), or a callable (logits, y) -> (B,).
+        model: maps (B, ...) to logits (B, K), K >= 2, or to one sigmoid unit (B,) or (B, 1).
+        objective: "ce", "margin" (max_{j != y} z_j - z_y), or a callable (logits, y) -> (B,), which gets the output as
+            it is, of any shape (B, ...), and y of any dtype and shape.
         mode: "eval" (default), "train", or "keep" (leave every module's flag alone). In train mode batch norm mixes
             the samples of a batch, and its gradients are not per-sample ones.
         engine: how the passes are run: "eager" (default, as the caller has it), or some of "bf16", "fp16",
@@ -39,11 +42,14 @@ class InputGradient:
             fastest.
         targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
         freeze: False leaves the parameters' ``requires_grad`` alone, for a regulariser whose graph reaches them.
+        output: which part of what the model returns: a name, an index or a callable; None: recognised
+            (:mod:`soatfast.gradients.outputs`).
+        forward: (model, x) -> output, for models that take more than x or take it by keyword; None: model(x).
 
     Calling the oracle, or its :meth:`gradient`, costs one forward and one backward to the input.
 
     Raises:
-        ValueError: the model returns something else than (B, K) with K >= 2, or labels lie outside 0..K-1.
+        ValueError: the output is not recognised or has another shape, or labels lie outside 0..K-1.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 2, bias=False)
@@ -57,11 +63,13 @@ class InputGradient:
     def __init__(
         self,
         model: nn.Module | Callable[[Tensor], Tensor],
-        objective: str | objectives.Objective = "ce",
+        objective: objectives.Named | objectives.Objective = "ce",
         mode: Mode = "eval",
         engine: str = "eager",
         targeted: bool = False,
         freeze: bool = True,
+        output: outputs.Output = None,
+        forward: outputs.Forward | None = None,
     ):
         if mode not in ("eval", "train", "keep"):
             raise ValueError(f'mode must be "eval", "train" or "keep", got {mode!r}')
@@ -78,6 +86,14 @@ class InputGradient:
                 f'engine {engine!r} takes the objectives "ce" and "margin", got a callable: what it holds '
                 "would be recorded"
             )
+        outputs.check(output, forward)
+        if self.engine.graph and (forward is not None or callable(output)):
+            raise ValueError(
+                f"engine {engine!r} takes no forward= and no callable output=: what they hold would be recorded"
+            )
+        self.output, self.forward = output, forward
+        self._names_classes = isinstance(objective, str)
+        self.chart: Callable[[Tensor], Tensor] | None = None  # from an attack's coordinates to the model's input
         self.mode = mode
         self.sign = -1.0 if targeted else 1.0
         self.input_dtype: torch.dtype | None = None  # what the model is fed, where it differs from x's dtype
@@ -85,6 +101,8 @@ class InputGradient:
         self.state = ModelState(self.model, mode, freeze)
         self._layouts: list[tuple[nn.Parameter, Tensor]] = []
         self._cast: CastWeights | None = None
+        self._recurrent = False
+        self._plainly = False  # whether a pass is model(x) and no more
         self._labels_checked = False
         self._full_precision: str | None = None  # who takes differences of the passes
         self._half: torch.dtype | None = None  # in which part of a pass ran, whoever lowered it
@@ -95,6 +113,8 @@ class InputGradient:
     def __enter__(self) -> InputGradient:
         self.state.__enter__()
         try:
+            self._recurrent = has_recurrent(self.state.modules)
+            self._plainly = self.forward is None and self.engine.is_eager and not self._recurrent
             if self.engine.channels_last and isinstance(self.model, nn.Module):
                 engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
             if self.engine.precision and casts_once(self.engine, self.state.modules):
@@ -129,19 +149,24 @@ class InputGradient:
 
     def _forward(self, x: Tensor, y: Tensor, own: bool = True) -> Tensor:
         """Logits by the engine; own=False: by the model as the caller has it."""
+        if self.chart is not None:
+            x = self.chart(x)
         if self.input_dtype is not None:
             x = x.to(self.input_dtype)
         try:
-            logits = self._call(x, own)
+            returned = self._call(x, own)
         except RuntimeError as error:
             # A forward that differentiates by its own parameters needs them as they are outside the block.
             if "require grad" not in str(error) or not self.state.thaw():
                 raise
-            logits = self._call(x, own)
-        check_logits(logits, len(x))
-        if not self._labels_checked:
-            check_labels(y, logits.shape[1])
-            self._labels_checked = True
+            returned = self._call(x, own)
+        if not self._names_classes:
+            logits = outputs.read(returned, len(x), self.output)
+        else:
+            logits = outputs.logits_of(returned, len(x), self.output)
+            if not self._labels_checked:
+                check_labels(y, logits.shape[1])
+                self._labels_checked = True
         if not self._half_known and logits.requires_grad:
             self._half, self._half_known = full_precision.half_in(logits), True
             if self._full_precision is not None:
@@ -153,20 +178,29 @@ class InputGradient:
         """Raise TypeError in the next pass if part of it runs in half precision: ``name`` takes differences of it."""
         self._full_precision, self._half_known = name, False
 
-    def _call(self, x: Tensor, own: bool) -> Tensor:
-        if not own:
+    def _call(self, x: Tensor, own: bool) -> Any:
+        if self._plainly:
             return self.model(x)
+        if not own:
+            return self._ask(x)
         if self._cast is None:
             return self._run(x)
         with self._cast.in_use():
             return self._run(x)
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor) -> Any:
         model = self.model
         if self.engine.compile and isinstance(model, nn.Module) and not engines.is_compiled(model):
             with engines.compiled_forward(model):
-                return model(x)
-        return model(x)
+                return self._ask(x)
+        return self._ask(x)
+
+    def _ask(self, x: Tensor) -> Any:
+        """What the model returns for x."""
+        if self._recurrent:
+            with without_cudnn():
+                return self.model(x) if self.forward is None else self.forward(self.model, x)
+        return self.model(x) if self.forward is None else self.forward(self.model, x)
 
     @contextlib.contextmanager
     def _head(self, logits: Tensor) -> Iterator[Tensor]:
@@ -191,6 +225,8 @@ class InputGradient:
     def _loss_of(self, logits: Tensor, y: Tensor) -> Tensor:
         with self._head(logits) as wide:
             loss = self.objective(wide, y)
+        if not self._names_classes:
+            objectives.check_values(loss, len(wide))
         return loss if self.sign > 0 else -loss
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
@@ -226,9 +262,9 @@ class InputGradient:
         # norm in train mode makes a sample's gradient of the others' derivatives too.
         derivative = self._derivative_of(seen if seen.dtype == torch.float64 else seen.float(), y)
         mixed = any(getattr(module, "training", False) for module in self.state.modules)
-        scale = derivative.abs().amax((0, 1) if mixed else 1, keepdim=True)
-        derivative = derivative / torch.where(scale > 0, scale, 1.0)
-        grad = by_input(logits, leaf, derivative.to(logits.dtype), keep_graph)
+        scale = derivative.abs().amax() if mixed else derivative.abs().reshape(len(seen), -1).amax(1)
+        divisor = as_column(torch.where(scale > 0, scale, 1.0), derivative)
+        grad = by_input(logits, leaf, (derivative / divisor).to(logits.dtype), keep_graph)
         return grad * as_column(scale, grad).to(grad.dtype)
 
     def run_recorded(
@@ -241,7 +277,7 @@ class InputGradient:
         """run(*inputs), the inputs beginning with x and y and the outputs ending with logits, as a CUDA graph."""
         assert isinstance(self.model, nn.Module)
         name = next(name for name, function in objectives.OBJECTIVES.items() if function is self.objective)
-        key = (*key, name, self.sign, self.engine, self.input_dtype)
+        key = (*key, name, self.sign, self.engine, self.input_dtype, self.output)
         outputs = graphs.run_recorded(self.model, key, run, inputs, generator)
         self.logits = outputs[-1]
         check_labels(inputs[1], self.logits.shape[1])  # of this batch: the recording has checked its own
@@ -255,8 +291,13 @@ class InputGradient:
             return self._loss_of(self._forward(x, y), y)
 
     def fooled(self, y: Tensor) -> Tensor:
-        """(B,) bool: the last pass predicted another class than y (targeted: the class y)."""
+        """(B,) bool: the last pass predicted another class than y (targeted: the class y).
+
+        Where y are not the labels of logits (B, K), nothing counts as fooled: the objective alone decides.
+        """
         assert self.logits is not None, "no pass was made yet"
+        if self.logits.dim() != 2 or self.logits.shape[1] < 2 or y.dim() != 1 or y.is_floating_point():
+            return torch.zeros(len(y), dtype=torch.bool, device=y.device)
         reached = self.logits.argmax(1) == y
         return reached if self.sign < 0 else ~reached
 
@@ -268,7 +309,8 @@ class InputGradient:
         caller has compiled cannot be used.
         """
         with self._grad_enabled(x, self.engine.precision) as leaf:
-            logits = self._forward(leaf, y, own=False)
+            with twice_differentiable():
+                logits = self._forward(leaf, y, own=False)
             wide = logits if logits.dtype == torch.float64 else logits.float()
             loss = self.sign * self.objective(wide, y)
             (grad,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
@@ -289,6 +331,8 @@ class InputGradient:
         """
         with self._grad_enabled(x, self.engine.precision) as leaf:
             logits = self._forward(leaf, y)
+            if logits.dim() != 2 or logits.shape[1] < 2:
+                raise ValueError(f"the jacobian needs logits (B, K), got {tuple(logits.shape)}")
             classes = logits.shape[1]
             rows = []
             for k in range(classes - 1):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.engine import parse
-from soatfast.gradients.objectives import Objective
+from soatfast.gradients.objectives import Named, Objective
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.ops.arguments import check_steps
 
@@ -50,7 +50,7 @@ def tune(
     engines: Sequence[str] | None = None,
     *,
     mode: Mode = "eval",
-    objective: str | Objective = "ce",
+    objective: Named | Objective = "ce",
     steps: int = 10,
     rounds: int = 7,
     report: Callable[[str, int, int], None] = lambda name, done, total: None,

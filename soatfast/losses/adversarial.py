@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from soatfast.attacks import PGD, Attack
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.losses.base import Loss, attacked, check_memory, mean, sample_losses
+from soatfast.losses.base import Loss, attacked, check_memory, mean
 from soatfast.memory.store import PerturbationMemory
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AdversarialTraining(Loss):
-    r"""Training on adversarial examples only: mean_i l_i(attack(x)_i).
+    r"""Training on adversarial examples only: mean_i l_i(attack(x)_i), l the cross-entropy or ``objective``.
 
     Args:
-        attack: any attack of :mod:`soatfast.attacks`. Default PGD(10) at Linf 8/255.
+        attack: any attack of :mod:`soatfast.attacks`. Default PGD(10) at Linf 8/255. It raises ``objective`` as well,
+            unless its own is another than "ce"; output and forward are the attack's where they are not given.
         memory: with it, each sample's perturbation goes on from where its last visit, an epoch ago, left it, so that
             one or two steps train as ten do: FrankWolfe(steps=1) or PGD(steps=1), and ``loss(model, x, y, index)``.
 
@@ -49,12 +50,25 @@ class AdversarialTraining(Loss):
         super().__post_init__()
         if not isinstance(self.attack, Attack):
             raise TypeError(f"attack must be one of soatfast.attacks, got {type(self.attack).__name__}")
+        for name in ("output", "forward"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.attack, name))
         check_memory(self.memory, self.attack)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
     ) -> Tensor:
-        return mean(sample_losses(model, attacked(self.attack, self.memory, model, x, y, index, moves), y))
+        x_adv = attacked(self._inner, self.memory, model, x, y, index, moves)
+        return mean(self._sample_losses(model, x_adv, y))
+
+    @property
+    def _inner(self) -> Attack:
+        """The attack, asking the model as this loss does."""
+        asked = self._asked
+        if self.attack.objective != "ce":
+            del asked["objective"]
+        changed = {name: value for name, value in asked.items() if getattr(self.attack, name) is not value}
+        return dataclasses.replace(self.attack, **changed) if changed else self.attack
 
     def passes(self, batch: int = 1) -> Passes:
         attack = self.attack.passes(batch) if self.memory is None else self.attack.replay_passes(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,18 +10,23 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from soatfast.attacks.base import Attack, AttackType, Model
-from soatfast.gradients.checks import check_batch, check_labels, check_logits
-from soatfast.gradients.objectives import cross_entropy
+from soatfast.attacks.region import check_bounds
+from soatfast.gradients import outputs
+from soatfast.gradients.checks import check_batch, check_labels
+from soatfast.gradients.kernels import has_recurrent, without_cudnn
+from soatfast.gradients.objectives import Named, Objective, check_values, resolve
+from soatfast.gradients.outputs import Forward, Output
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
 from soatfast.memory.store import PerturbationMemory
 from soatfast.ops.arguments import check_fields
+from soatfast.ops.fields import ByValue
 
 LossType = TypeVar("LossType", bound="Loss")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loss:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loss(ByValue):
     """``loss(model, x, y)`` returns the scalar to call ``.backward()`` on.
 
     A loss with a memory needs the samples' numbers as well, ``loss(model, x, y, index)``, and where the data set
@@ -28,10 +34,56 @@ class Loss:
 
     The training forwards run in the mode and through the wrapper (DistributedDataParallel, autocast) that the caller
     gives; an attack inside runs in its own mode and leaves the model as it was.
+
+    Args:
+        objective: the l_i of the formulas, in training and in the attack: "ce" (cross-entropy), or a callable
+            (logits, y) -> (B,), which gets the model's output as it is, of any shape, and y of any dtype and shape
+            (B, ...): soft labels, mixup, label smoothing, class weights, segmentation, regression.
+        output: which part of what the model returns, as an attack's; None: recognised.
+        forward: (model, x) -> output, as an attack's; None: model(x).
     """
+
+    objective: Named | Objective = "ce"
+    output: Output = None
+    forward: Forward | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        outputs.check(self.output, self.forward)
+        resolve(self.objective)
+        if hasattr(self, "bounds"):
+            object.__setattr__(self, "bounds", check_bounds(self.bounds))
+
+    @property
+    def _labels(self) -> bool:
+        """Whether y must be labels."""
+        return isinstance(self.objective, str)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """How the model is asked, for the attack inside."""
+        return {"objective": self.objective, "output": self.output, "forward": self.forward}
+
+    def _logits(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """The output of a training forward, in float32 or wider: logits (B, K), or as the objective takes it."""
+        own = isinstance(model, nn.Module) and not model.training and has_recurrent(model.modules())
+        with without_cudnn() if own else contextlib.nullcontext():
+            returned = model(x) if self.forward is None else self.forward(model, x)  # type: ignore[arg-type]
+        if not isinstance(self.objective, str):
+            return wide(outputs.read(returned, len(x), self.output))
+        logits = outputs.logits_of(returned, len(x), self.output)
+        check_labels(y, logits.shape[1])
+        return wide(logits)
+
+    def _values(self, logits: Tensor, y: Tensor) -> Tensor:
+        """l (B,) of an output."""
+        values = resolve(self.objective)[0](logits, y)
+        check_values(values, len(logits))
+        return values
+
+    def _sample_losses(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """l (B,) of a training forward, in float32 or wider."""
+        return self._values(self._logits(model, x, y), y)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise NotImplementedError
@@ -89,15 +141,7 @@ def attacked(
 
 def training_logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Logits (B, K) of a training forward, in float32 or wider."""
-    logits = model(x)
-    check_logits(logits, len(x))
-    check_labels(y, logits.shape[1])
-    return wide(logits)
-
-
-def sample_losses(model: Model, x: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy (B,) of a training forward, in float32 or wider."""
-    return cross_entropy(training_logits(model, x, y), y)
+    return Loss()._logits(model, x, y)
 
 
 def mean(losses: Tensor) -> Tensor:
@@ -105,9 +149,11 @@ def mean(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class CrossEntropy(Loss):
-    """Standard training: mean_i l_i(x). Passes: 1 forward, 1 backward to the parameters.
+    """Standard training: mean_i l_i(x), l the cross-entropy or ``objective``.
+
+    Passes: 1 forward, 1 backward to the parameters.
 
     >>> import torch
     >>> CrossEntropy()(torch.nn.Identity(), torch.zeros(3, 2), torch.tensor([0, 1, 0]))
@@ -115,8 +161,8 @@ class CrossEntropy(Loss):
     """
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_batch(x, y, (-float("inf"), float("inf")))
-        return mean(sample_losses(model, x, y))
+        check_batch(x, y, (-float("inf"), float("inf")), self._labels)
+        return mean(self._sample_losses(model, x, y))
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=1, backward_parameters=1)

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.gradients.objectives import cross_entropy
 from soatfast.gradients.oracle import InputGradient
+from soatfast.gradients.outputs import as_classes
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import training_logits
 from soatfast.losses.regulariser import Regularised, gradient_of, norms
 from soatfast.ops.arguments import check_number, check_radius, norm_order, per_sample
 
 _TULIP_H = 0.01
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class InputGradientPenalty(Regularised):
     r"""Penalises the size R of the input gradient g.
 
@@ -97,11 +96,17 @@ class InputGradientPenalty(Regularised):
     def _differences(self) -> bool:
         return self.variant == "difference"
 
+    @property
+    def _twice(self) -> bool:
+        return self.variant != "difference"
+
     def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if self.targets == "label":
             return super()._losses(model, x, y)
-        logits = training_logits(model, x, y)
-        return cross_entropy(logits, y), -logits.log_softmax(1).mean(1)
+        logits = self._logits(model, x, y)
+        inside = as_classes(logits).log_softmax(1).flatten(1)
+        masked = inside.isneginf()  # classes with logits of -inf have no share of the uniform distribution
+        return self._values(logits, y), -inside.masked_fill(masked, 0.0).sum(1) / (~masked).sum(1)
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         if self.variant == "difference":

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.attacks import PGD
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import fields_of, sample_losses
+from soatfast.losses.base import fields_of
 from soatfast.losses.regulariser import Regularised, gradient_of
-from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps
+from soatfast.ops.arguments import Bounds, as_column, check_number, check_radius, check_steps
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LLR(Regularised):
     r"""Local linearity regularisation: penalises how far the loss is from its tangent in the ball.
 
@@ -59,13 +60,14 @@ class LLR(Regularised):
     mu: float = 0.6
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     steps: int = 10
     step_size: float | Tensor | None = None
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_numbers(self.eps, self.bounds, "LLR")
         if self.p not in (1, 2, math.inf):
             raise ValueError(f"p must be 1, 2 or math.inf for LLR, got {self.p!r}")
         _ = self._start  # making the attack checks eps and bounds
@@ -84,7 +86,7 @@ class LLR(Regularised):
         g = gradient_of(losses, x)
         moved = self._furthest(oracle, x.detach(), y, losses.detach(), g.detach())
         linear = ((moved - x.detach()) * g).flatten(1).sum(1)
-        gamma = (sample_losses(oracle.model, moved, y) - losses - linear).abs()
+        gamma = (self._sample_losses(oracle.model, moved, y) - losses - linear).abs()
         return self.strength * gamma + self.mu * linear.abs()
 
     def _furthest(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor, g: Tensor) -> Tensor:

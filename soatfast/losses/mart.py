@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soatfast.attacks import NearPGD
+from soatfast.attacks.base import Model, check_noise
+from soatfast.gradients.checks import check_batch, check_labels
+from soatfast.gradients.engine import Name
 from soatfast.gradients.objectives import cross_entropy, kl_divergence
 from soatfast.gradients.oracle import Mode
+from soatfast.gradients.outputs import as_classes
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, fields_of, mean, training_logits
-from soatfast.ops.arguments import check_number
+from soatfast.losses.base import Loss, fields_of, mean
+from soatfast.ops.arguments import Bounds, check_number
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -28,12 +32,17 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     >>> boosted_cross_entropy(torch.tensor([[0.0, 0.0], [0.0, 50.0]]), torch.tensor([0, 0]))
     tensor([  1.3863, 100.0000])
     """
+    return cross_entropy(logits, y) + _confidence_elsewhere(logits, y)
+
+
+def _confidence_elsewhere(logits: Tensor, y: Tensor) -> Tensor:
+    """-log(1 - max_{k != y} p_k) (B,)."""
     rival = logits.detach().scatter(1, y.long().unsqueeze(1), -torch.inf).argmax(1, keepdim=True)
     others = logits.scatter(1, rival, -torch.inf).logsumexp(1)
-    return cross_entropy(logits, y) + F.softplus(logits.gather(1, rival).squeeze(1) - others, threshold=50)
+    return F.softplus(logits.gather(1, rival).squeeze(1) - others, threshold=50)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MART(Loss):
     r"""Adversarial training that weighs samples the model is unsure of more; x' is the PGD example of x.
 
@@ -70,19 +79,19 @@ class MART(Loss):
 
     eps: float | Tensor = 0.031
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     steps: int = 10
     step_size: float | Tensor | None = None
-    noise: float = 0.001
+    noise: float | Tensor = 0.001
     beta: float = 5.0
     mode: Mode = "eval"
-    engine: str = "eager"
+    engine: Name = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.beta, "beta", above=False)
-        check_number(self.noise, "noise", above=False)
+        check_noise(self.noise, "noise")
         _ = self.attack  # which checks the rest
 
     @property
@@ -91,11 +100,20 @@ class MART(Loss):
         return fields_of(NearPGD, self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        check_batch(x, y, self.bounds)  # labels, whatever the objective
         x_adv = self.attack(model, x, y)
-        clean = training_logits(model, x, y)
-        adversarial = training_logits(model, x_adv, y)
-        wrong = -torch.expm1(-cross_entropy(clean, y))  # 1 - p_y, without cancellation
-        return mean(boosted_cross_entropy(adversarial, y) + self.beta * wrong * kl_divergence(clean, adversarial))
+        clean = self._logits(model, x, y)
+        adversarial = self._logits(model, x_adv, y)
+        wrong = -torch.expm1(-cross_entropy(as_classes(clean), y))  # 1 - p_y, without cancellation
+        boosted = self._values(adversarial, y) + _confidence_elsewhere(as_classes(adversarial), y)
+        return mean(boosted + self.beta * wrong * kl_divergence(clean, adversarial))
+
+    def _logits(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        logits = super()._logits(model, x, y)
+        if as_classes(logits).dim() != 2:
+            raise ValueError(f"MART weighs by the class of y and needs logits (B, K), got {tuple(logits.shape)}")
+        check_labels(y, as_classes(logits).shape[1])
+        return logits
 
     def passes(self, batch: int = 1) -> Passes:
         return self.attack.passes(batch) + Passes(2, 0, 1, 2 * batch, 0, 2 * batch)  # one backward() through both

@@ -16,19 +16,23 @@ from torch import Tensor, nn
 
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.full_precision import check_pass, half_in, recomputes, without_tf32
+from soatfast.gradients.kernels import twice_differentiable
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.gradients.precision import is_half, wide
 from soatfast.gradients.recycled import Recycled
 from soatfast.gradients.state import usable
-from soatfast.losses.base import Loss, mean, sample_losses
+from soatfast.losses.base import Loss, mean
 
 UNBOUNDED = (-math.inf, math.inf)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Regularised(Loss):
     """mean_i [ l_i(x) + R_i(x) ]: what the losses with a regulariser R have in common.
+
+    l is the cross-entropy or ``objective``, also inside R. Attention runs by plain operations in these passes, as its
+    fused kernels have no second derivative.
 
     Args:
         mode: state of the model in the regulariser's passes. "eval" (and "train") make them apart from the training
@@ -47,16 +51,18 @@ class Regularised(Loss):
         InputGradient(nn.Identity(), mode=self.mode)  # the one place where mode is checked
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_batch(x, y, getattr(self, "bounds", UNBOUNDED))
+        check_batch(x, y, getattr(self, "bounds", UNBOUNDED), self._labels)
         if self._differences:
             check_full_precision(type(self).__name__, model, x)
         if len(x) == 0:
-            return mean(sample_losses(model, x, y))
+            return mean(self._sample_losses(model, x, y))
         x, y = usable(x), usable(y)
         with contextlib.ExitStack() as stack:
             if self._differences:
                 stack.enter_context(without_tf32())
-            oracle = InputGradient(model, mode=self.mode, freeze=False)
+            if self._twice:
+                stack.enter_context(twice_differentiable())
+            oracle = InputGradient(model, mode=self.mode, freeze=False, **self._asked)
             leaf = stack.enter_context(oracle._grad_enabled(self._point(model, x, y)))
             if self.mode == "keep":
                 losses, inner = self._losses(model, leaf, y)
@@ -70,7 +76,7 @@ class Regularised(Loss):
                 regulariser = mean(self._regulariser(oracle, leaf, y, inner))
                 if again:  # the caller's backward would compute it again in the caller's mode
                     regulariser = _with_its_gradients(oracle, regulariser, type(self).__name__)
-            return mean(sample_losses(model, leaf.detach(), y)) + regulariser
+            return mean(self._sample_losses(model, leaf.detach(), y)) + regulariser
 
     def _check_pass(self, losses: Tensor) -> None:
         if self._differences:
@@ -81,18 +87,28 @@ class Regularised(Loss):
         """Whether numbers that nearly agree are subtracted, which needs float32."""
         return True
 
+    @property
+    def _twice(self) -> bool:
+        """Whether the caller's backward goes through gradients by the input."""
+        return True
+
     def _point(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Where the loss and the regulariser are evaluated."""
         return x
 
     def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(l (B,), the l of which the regulariser takes gradients (B,)). One forward."""
-        losses = sample_losses(model, x, y)
+        losses = self._sample_losses(model, x, y)
         return losses, losses
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         """R_i (B,), with its weight; x is the leaf of which losses (B,) were computed."""
         raise NotImplementedError
+
+    def _attached_gradient(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
+        """g(x) with its graph to the parameters; x itself is held fixed. One forward, one backward to the input."""
+        leaf = x.detach().requires_grad_()
+        return gradient_of(self._sample_losses(model, leaf, y), leaf)
 
     def _passes(self, batch: int, attached: int, gradients: int, steps: int = 0) -> Passes:
         """`attached` forwards that the last backward goes through again, `gradients` input gradients of them, and
@@ -111,12 +127,6 @@ def _with_its_gradients(oracle: InputGradient, value: Tensor, name: str) -> Tens
     slopes = torch.autograd.grad(value, parameters, allow_unused=True)
     used = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
     return Recycled.deferred(value.detach(), used)
-
-
-def attached_gradient(model: Any, x: Tensor, y: Tensor) -> Tensor:
-    """g(x) with its graph to the parameters; x itself is held fixed. One forward, one backward to the input."""
-    leaf = x.detach().requires_grad_()
-    return gradient_of(sample_losses(model, leaf, y), leaf)
 
 
 def gradient_of(losses: Tensor, leaf: Tensor) -> Tensor:

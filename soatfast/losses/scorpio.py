@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from soatfast.attacks import FrankWolfe
 from soatfast.gradients.checks import check_batch
+from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.state import is_sharded
-from soatfast.losses.base import Loss, attacked, check_memory, fields_of, mean, sample_losses
+from soatfast.losses.base import Loss, attacked, check_memory, fields_of, mean
 from soatfast.memory.store import PerturbationMemory
 from soatfast.ops import Init
-from soatfast.ops.arguments import check_number
+from soatfast.ops.arguments import Bounds, check_number
 from soatfast.solvers.hessian import Scheme
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SCORPIO(Loss):
     r"""Second-order regularisation by the quadratic attack v (:class:`~soatfast.attacks.FrankWolfe`).
 
@@ -63,7 +64,7 @@ class SCORPIO(Loss):
 
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     steps: int = 3
     scheme: Scheme = "fe"
     h: float | None = None
@@ -72,7 +73,7 @@ class SCORPIO(Loss):
     in_box: bool = False
     tol: float | None = None
     mode: Mode = "eval"
-    engine: str = "eager"
+    engine: Name = "eager"
     strength: float = 1.05
     recycle: bool = True
     memory: PerturbationMemory | None = field(default=None, compare=False)
@@ -99,17 +100,17 @@ class SCORPIO(Loss):
         half = x.dtype == torch.float16  # whose derivatives need rescaling
         if not self._shares or len(x) == 0 or half or is_sharded(model):
             x_adv = attacked(attack, self.memory, model, x, y, index, moves)
-            adversarial = mean(sample_losses(model, x_adv, y))
+            adversarial = mean(self._sample_losses(model, x_adv, y))
             if self.strength == 1:
                 return adversarial
-            clean = mean(sample_losses(model, x, y))
+            clean = mean(self._sample_losses(model, x, y))
         else:
-            check_batch(x, y, self.bounds)
+            check_batch(x, y, self.bounds, self._labels)
             with attack.oracle(model) as oracle:
                 total, g0 = oracle.shared(x, y)
                 x_adv = attack.run(oracle, x, y, g0)
             clean = total / len(x)
-            adversarial = mean(sample_losses(model, x_adv, y))
+            adversarial = mean(self._sample_losses(model, x_adv, y))
         return clean + self.strength * (adversarial - clean)
 
     def passes(self, batch: int = 1) -> Passes:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from soatfast import ops
 from soatfast.attacks import PGD
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.losses.base import fields_of
-from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
-from soatfast.ops.arguments import as_column, check_number, check_radius, check_steps, per_sample
+from soatfast.losses.regulariser import Regularised, gradient_of, norms
+from soatfast.ops.arguments import Bounds, as_column, check_number, check_radius, check_steps, per_sample
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SOAR(Regularised):
     r"""Second-order regularisation: penalises an estimate of the norm of the loss's gradient and Hessian.
 
@@ -71,7 +72,7 @@ class SOAR(Regularised):
     strength: float = 0.5
     eps: float | Tensor = 0.03
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     estimator: Literal["l2", "frob"] = "l2"
     samples: int = 1
     h: float = 0.03
@@ -80,6 +81,7 @@ class SOAR(Regularised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_numbers(self.eps, self.bounds, "SOAR")
         if self.p not in (2, math.inf):
             raise ValueError(f"p must be 2 or math.inf for SOAR, got {self.p!r}")
         check_radius(self.eps)
@@ -113,7 +115,7 @@ class SOAR(Regularised):
         z = torch.empty_like(x).normal_(generator=self.generator)
         last = torch.empty(len(x), dtype=x.dtype, device=x.device).normal_(generator=self.generator)
         length = as_column(ops.lp_norm(z, 2).to(x.dtype), x)
-        moved = attached_gradient(oracle.model, x.detach() + self.h * z / length, y)
+        moved = self._attached_gradient(oracle.model, x.detach() + self.h * z / length, y)
         upper = length / self.h * (moved - g) + as_column(last, x) * g
         lower = (g * z).flatten(1).sum(1) + last
         return norms(torch.cat([upper.flatten(1), lower.unsqueeze(1)], 1), 2)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from soatfast import ops
 from soatfast.attacks.base import Attack
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.losses.alignment import pert_align
-from soatfast.losses.base import Loss, fields_of, mean, sample_losses
-from soatfast.ops.arguments import check_between, check_number, check_radius, to_multiply
+from soatfast.losses.base import Loss, fields_of, mean
+from soatfast.ops.arguments import Bounds, check_between, check_number, check_radius, to_multiply
 
 
 class SORAState:
@@ -79,7 +80,7 @@ class SORAState:
         self.pert_align = torch.where(sound, align, self.pert_align)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SORA(Loss):
     r"""Adversarial training with one step of adaptive length from a random start: mean_i l_i(x'_i).
 
@@ -125,7 +126,7 @@ class SORA(Loss):
 
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     max_step: float | Tensor | None = None
     gain: float = 0.02
     mode: Mode = "keep"
@@ -134,6 +135,7 @@ class SORA(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_numbers(self.eps, self.bounds, "SORA")
         fields_of(Attack, self)  # has the checks of these
         if self.p not in (2, math.inf):
             raise ValueError(f"p must be 2 or math.inf for SORA, got {self.p!r}")
@@ -144,18 +146,18 @@ class SORA(Loss):
             raise TypeError(f"state must be a SORAState, got {type(self.state).__name__}")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(sample_losses(model, x, y))
+            return mean(self._sample_losses(model, x, y))
         wide = x.detach() if x.dtype.itemsize > 2 else x.detach().float()
-        with InputGradient(model, mode=self.mode) as oracle:
+        with InputGradient(model, mode=self.mode, **self._asked) as oracle:
             oracle.input_dtype = x.dtype
             start = self._start(wide)
             g = oracle.gradient(start, y)
             oracle.input_dtype = None
         direction = ops.lmo(g, self.p, 1.0)
         x_adv = self._step(start, direction).to(x.dtype).requires_grad_()
-        value = mean(sample_losses(model, x_adv, y))
+        value = mean(self._sample_losses(model, x_adv, y))
         if value.requires_grad:
             factors: list[Tensor] = []
             value.register_hook(factors.append)
@@ -168,14 +170,14 @@ class SORA(Loss):
         else:
             radius = torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=self.generator)
             noise = ops.lmo(torch.empty_like(x).normal_(generator=self.generator), 2, radius)
-        return (x + to_multiply(self.eps, "eps", x) * noise).clamp_(*self.bounds)
+        return (x + to_multiply(self.eps, "eps", x) * noise).clamp_(*self.bounds)  # type: ignore[arg-type]
 
     def _step(self, start: Tensor, direction: Tensor) -> Tensor:
         share = (self.gain / (1 - self.state.to(start.device).rho)).clamp(max=1.0)  # rho = 1: inf, hence 1
         name = "eps" if self.max_step is None else "max_step"
         longest = to_multiply(2 * self.eps if self.max_step is None else self.max_step, name, start)
         length = torch.empty_like(start).uniform_(generator=self.generator) * longest
-        return (start + share.to(start.dtype) * length * direction).clamp_(*self.bounds)
+        return (start + share.to(start.dtype) * length * direction).clamp_(*self.bounds)  # type: ignore[arg-type]
 
     def _update(self, g: Tensor, h: Tensor, direction: Tensor, factor: Tensor) -> None:
         # The value is the mean of the samples' losses, and backward() began with `factor`.

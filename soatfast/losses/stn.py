@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from soatfast.attacks import ASOD
 from soatfast.gradients.checks import check_batch
-from soatfast.gradients.objectives import cross_entropy
+from soatfast.gradients.objectives import soft_cross_entropy
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, fields_of, mean, training_logits
+from soatfast.losses.base import Loss, fields_of, mean
 from soatfast.losses.regulariser import UNBOUNDED
-from soatfast.ops.arguments import check_number
+from soatfast.ops.arguments import Bounds, check_number
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class STN(Loss):
     r"""Stability training: the prediction at x', which is x with noise, is drawn towards that at x.
 
@@ -58,7 +58,7 @@ class STN(Loss):
     sigma: float = 100 / 255
     eps: float | Tensor | None = None
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     steps: int = 20
     samples: int = 10
     mode: Mode = "eval"
@@ -88,13 +88,12 @@ class STN(Loss):
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = self.attack
         if attack is None:
-            check_batch(x, y, UNBOUNDED)
+            check_batch(x, y, UNBOUNDED, self._labels)
             noisy = x.detach() + self.sigma * torch.empty_like(x).normal_(generator=self.generator)
         else:
             noisy = attack(model, x, y)
-        logits, moved = training_logits(model, x, y), training_logits(model, noisy, y)
-        stability = -(logits.softmax(1) * moved.log_softmax(1)).sum(1)
-        return mean(cross_entropy(logits, y) + self.strength * stability)
+        logits, moved = self._logits(model, x, y), self._logits(model, noisy, y)
+        return mean(self._values(logits, y) + self.strength * soft_cross_entropy(logits, moved))
 
     def passes(self, batch: int = 1) -> Passes:
         both = Passes(2, 0, 1, 2 * batch, 0, 2 * batch)

@@ -7,21 +7,22 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soatfast.attacks import NearPGD
+from soatfast.attacks.base import check_noise
 from soatfast.gradients.checks import check_batch
-from soatfast.gradients.objectives import Objective, cross_entropy, kl_divergence
+from soatfast.gradients.engine import Name
+from soatfast.gradients.objectives import Named, Objective, kl_divergence
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
 from soatfast.gradients.state import usable
-from soatfast.losses.base import Loss, fields_of, mean, training_logits
-from soatfast.ops.arguments import check_number
+from soatfast.losses.base import Loss, fields_of, mean
+from soatfast.ops.arguments import Bounds, check_number
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TRADES(Loss):
     r"""Clean loss plus the largest divergence from the clean prediction in the ball.
 
@@ -61,24 +62,24 @@ class TRADES(Loss):
 
     eps: float | Tensor = 0.031
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     steps: int = 10
     step_size: float | Tensor | None = None
-    noise: float = 0.001
+    noise: float | Tensor = 0.001
     beta: float = 6.0
     mode: Mode = "eval"
-    engine: str = "eager"
+    engine: Name = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.beta, "beta", above=False)
-        check_number(self.noise, "noise", above=False)
-        if self.noise == 0:
+        check_noise(self.noise, "noise")
+        if not isinstance(self.noise, Tensor) and self.noise == 0:
             raise ValueError("noise must be > 0, as the divergence has no gradient at x' = x, got 0")
         self._attack("ce")  # which checks the rest
 
-    def _attack(self, objective: str | Objective) -> NearPGD:
+    def _attack(self, objective: Named | Objective) -> NearPGD:
         return fields_of(NearPGD, self, objective=objective)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
@@ -86,11 +87,11 @@ class TRADES(Loss):
 
         K forwards and backwards to the input, and 1 forward for the logits at x where ``clean`` (B, K) is not given.
         """
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
             return x.detach().clone()
         if clean is None:
-            with self._attack("ce").oracle(model) as oracle:
+            with self._attack(self.objective).oracle(model) as oracle:
                 oracle.loss(x, y)
                 clean = oracle.logits
         assert clean is not None
@@ -100,14 +101,14 @@ class TRADES(Loss):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if self.mode == "keep":
-            check_batch(x, y, self.bounds)
-            clean = training_logits(model, x, y)
+            check_batch(x, y, self.bounds, self._labels)
+            clean = self._logits(model, x, y)
             x_adv = self.perturb(model, x, y, clean)
         else:
             x_adv = self.perturb(model, x, y)
-            clean = training_logits(model, x, y)
-        adversarial = training_logits(model, x_adv, y)
-        return mean(cross_entropy(clean, y) + self.beta * kl_divergence(clean, adversarial))
+            clean = self._logits(model, x, y)
+        adversarial = self._logits(model, x_adv, y)
+        return mean(self._values(clean, y) + self.beta * kl_divergence(clean, adversarial))
 
     def passes(self, batch: int = 1) -> Passes:
         target = 0 if self.mode == "keep" else 1
@@ -121,7 +122,5 @@ class TRADES(Loss):
 
 def _divergence_from(clean: Tensor) -> Objective:
     """KL(softmax(clean) || .) as an attack's objective; the labels have no part in it."""
-    clean = usable(clean.detach())
-    with torch.inference_mode(False):
-        target = wide(clean).softmax(1)
-    return lambda logits, y: F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)
+    target = usable(wide(clean.detach()))
+    return lambda logits, y: kl_divergence(target, logits)

@@ -11,7 +11,7 @@ from torch import Tensor
 from soatfast import ops
 from soatfast.memory.crops import CropFlip
 from soatfast.memory.rows import Rows
-from soatfast.ops.arguments import as_column
+from soatfast.ops.arguments import Bounds, as_column
 from soatfast.ops.quantise import remember
 
 
@@ -39,7 +39,7 @@ class Visit:
             self._write_back()
         self._memory.visits[self._rows] += 1
 
-    def start(self, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
+    def start(self, x: Tensor, eps: float | Tensor, bounds: Bounds) -> Tensor:
         """clamp(x + eps u); :func:`soatfast.ops.replay_start`."""
         return ops.replay_start(self._values, self._index, x, eps, scale=self._scale, bounds=bounds)
 
@@ -50,11 +50,13 @@ class Visit:
         p: float,
         eps: float | Tensor,
         gamma: float,
-        bounds: tuple[float, float],
+        bounds: Bounds,
         in_box: bool = False,
     ) -> Tensor:
         """u' in the memory, clamp(x + v') returned; :func:`soatfast.ops.replay_step`. ValueError for another p."""
         order = self._memory.check_norm(p)
+        if any(isinstance(b, Tensor) for b in bounds):  # the kernel cannot bring the old perturbation into such a box
+            self.put(self.start(x, eps, bounds) - x, p, eps)
         x_adv = ops.replay_step(
             self._values, self._index, g, x, order, eps, gamma, scale=self._scale, bounds=bounds, in_box=in_box
         )

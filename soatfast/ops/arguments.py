@@ -164,6 +164,28 @@ def box(bounds: tuple[float, float]) -> tuple[float, float]:
     return float(lower), float(upper)
 
 
+Bounds = tuple[float | Tensor, float | Tensor]
+"""(lower, upper): numbers, or tensors that broadcast to a batch, which are applied behind the kernel."""
+
+
+def kernel_box(bounds: Bounds, inside: bool = False) -> tuple[float, float]:
+    """The box that a kernel applies: none where a bound is a tensor, which :func:`clamped` applies behind it."""
+    lower, upper = bounds
+    if not isinstance(lower, Tensor) and not isinstance(upper, Tensor):
+        return box((lower, upper))
+    if inside:
+        raise ValueError("in_box and exact take bounds that are numbers, got tensors")
+    return -math.inf, math.inf
+
+
+def clamped(t: Tensor, bounds: Bounds) -> Tensor:
+    """t in bounds, where they are tensors; else as it is."""
+    lower, upper = bounds
+    if isinstance(lower, Tensor) or isinstance(upper, Tensor):
+        return t.clamp(*(torch.as_tensor(b, dtype=t.dtype, device=t.device) for b in bounds))
+    return t
+
+
 class Layout:
     """Views tensors as (B, D) in the memory order of one of them, and results back."""
 

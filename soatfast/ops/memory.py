@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from soatfast.ops import contract
-from soatfast.ops.arguments import Layout, box, boxed_order, check_between, dtype_or_kind, per_sample
+from soatfast.ops.arguments import (
+    Bounds,
+    Layout,
+    boxed_order,
+    check_between,
+    clamped,
+    dtype_or_kind,
+    kernel_box,
+    per_sample,
+)
 from soatfast.ops.dispatch import kernel
 
 
@@ -52,7 +61,7 @@ def replay_start(
     eps: float | Tensor,
     *,
     scale: Tensor | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
 ) -> Tensor:
     r"""x + eps u, clamped to the box, with the remembered u = memory[index]: the point at which a replay step needs the
     gradient. Gather, dequantise, add and clamp in one launch.
@@ -72,7 +81,7 @@ def replay_start(
     """
     rows = _replayed(memory, index, x, scale)
     number, tensor = per_sample(eps, "eps", x)
-    return _like(kernel("replay_start")(*rows, number, tensor, *box(bounds)), x)
+    return clamped(_like(kernel("replay_start")(*rows, number, tensor, *kernel_box(bounds)), x), bounds)
 
 
 def replay_step(
@@ -85,7 +94,7 @@ def replay_step(
     gamma: float = 0.5,
     *,
     scale: Tensor | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     in_box: bool = False,
 ) -> Tensor:
     r"""One Frank-Wolfe step from the remembered perturbation; updates memory[index] and returns clamp(x + v').
@@ -133,7 +142,7 @@ def replay_step(
         number,
         tensor,
         float(gamma),
-        *box(bounds),
+        *kernel_box(bounds, in_box),
         in_box,
     )
-    return _like(rows, x)
+    return clamped(_like(rows, x), bounds)

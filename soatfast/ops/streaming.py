@@ -9,12 +9,14 @@ from typing import Literal
 from torch import Tensor
 
 from soatfast.ops.arguments import (
+    Bounds,
     Layout,
-    box,
     boxed_order,
     check_between,
     check_number,
+    clamped,
     finite_number,
+    kernel_box,
     labelled,
     norm_order,
     per_sample,
@@ -85,7 +87,7 @@ def frank_wolfe_init(
     init: Init = "scaled",
     h: float = 1.0,
     central: bool = False,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     in_box: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""The start v_0 of the quadratic Frank-Wolfe attack and the first probe x + h v_0.
@@ -107,7 +109,7 @@ def frank_wolfe_init(
     layout = Layout(x)
     number, tensor = per_sample(eps, "eps", x)
     order = boxed_order(p, in_box)
-    lower, upper = box(bounds) if in_box else (-math.inf, math.inf)
+    lower, upper = kernel_box(bounds, in_box) if in_box else (-math.inf, math.inf)
     rows = layout.rows(g0, "g0"), layout.rows(x, "x")
     start, h = _INIT[init], check_number(h, "h")
     v, probe = kernel("frank_wolfe_init")(*rows, order, number, tensor, start, h, central, lower, upper)
@@ -126,7 +128,7 @@ def frank_wolfe_step(
     h: float = 1.0,
     central: bool = False,
     last: bool = False,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     in_box: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""One Frank-Wolfe step on the quadratic model of the loss, and the next probe, in one launch.
@@ -167,6 +169,7 @@ def frank_wolfe_step(
     gamma = check_between(gamma, "gamma", 0, 1)
     layout = Layout(x)
     number, tensor = per_sample(eps, "eps", x)
+    inner = kernel_box(bounds, in_box)
     v_new, probe, gap = kernel("frank_wolfe_step")(
         layout.rows(g0, "g0"),
         layout.rows(g1, "g1", blocks=2 if central else 1),
@@ -179,10 +182,11 @@ def frank_wolfe_step(
         check_number(h, "h"),
         central,
         last,
-        *box(bounds),
+        *inner,
         in_box,
     )
-    return layout.restore(v_new), layout.restore(probe), gap
+    probe = layout.restore(probe)
+    return layout.restore(v_new), clamped(probe, bounds) if last else probe, gap
 
 
 def project(
@@ -191,7 +195,7 @@ def project(
     p: float,
     eps: float | Tensor,
     *,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     exact: bool = False,
 ) -> Tensor:
     r"""x_adv brought into the L^p ball of radius eps around x and into the box, per sample; p is 1, 2 or inf.
@@ -223,10 +227,10 @@ def project(
         norm_order(p, general=False),
         number,
         tensor,
-        *box(bounds),
+        *kernel_box(bounds, exact),
         exact,
     )
-    return layout.restore(rows)
+    return clamped(layout.restore(rows), bounds)
 
 
 def pgd_step(
@@ -237,7 +241,7 @@ def pgd_step(
     eps: float | Tensor,
     alpha: float | Tensor,
     *,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     exact: bool = False,
     k: int | None = None,
 ) -> Tensor:
@@ -274,7 +278,7 @@ def pgd_stepper(
     eps: float | Tensor,
     alpha: float | Tensor,
     *,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     exact: bool = False,
     k: int | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -292,12 +296,14 @@ def pgd_stepper(
         raise ValueError(f"k must be between 1 and the {layout.size} entries of a sample, got {k!r}")
     eps_number, eps_tensor = per_sample(eps, "eps", x)
     alpha_number, alpha_tensor = per_sample(alpha, "alpha", x)
-    order, (lower, upper), x_rows = norm_order(p, general=False), box(bounds), layout.rows(x, "x")
+    order, (lower, upper), x_rows = norm_order(p, general=False), kernel_box(bounds, exact), layout.rows(x, "x")
     fixed = (x_rows, order, eps_number, eps_tensor, alpha_number, alpha_tensor, lower, upper, exact, k)
 
     def step(x_adv: Tensor, g: Tensor) -> Tensor:
         return layout.restore(kernel("pgd_step")(layout.rows(x_adv, "x_adv"), layout.rows(g, "g"), *fixed))
 
+    if any(isinstance(b, Tensor) for b in bounds):
+        return lambda x_adv, g: clamped(step(x_adv, g), bounds)
     return step
 
 

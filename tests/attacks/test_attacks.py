@@ -241,7 +241,7 @@ CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, SimBA, TargetedPGD]
         ({"eps": -0.1}, ValueError, "eps must be finite and >= 0, got -0.1"),
         ({"eps": math.nan}, ValueError, "eps must be finite"),
         ({"eps": "0.1"}, TypeError, "eps must be a number or a tensor, got str"),
-        ({"eps": torch.tensor([[0.1]])}, ValueError, r"eps must be a number or a floating tensor of shape"),
+        ({"eps": torch.tensor([1])}, ValueError, r"eps must be a number or a floating tensor of shape"),
         ({"eps": torch.tensor([0.1, -1.0])}, ValueError, "eps must be finite and >= 0"),
         ({"p": 0.5}, ValueError, "p must be a number >= 1 or math.inf, got 0.5"),
         ({"p": "inf"}, TypeError, "p must be a number >= 1"),

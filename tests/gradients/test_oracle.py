@@ -215,8 +215,9 @@ class Returns(torch.nn.Module):
     [
         (lambda x: x, r"logits of shape \(6, K\), got \(6, 1, 4, 4\)"),
         (lambda x: x.flatten(1)[:3], r"logits of shape \(6, K\), got \(3, 16\)"),
-        (lambda x: (x.flatten(1),), r"logits of shape \(6, K\), got tuple"),
-        (lambda x: x.flatten(1)[:, :1], "at least 2 classes"),
+        (lambda x: (x[:1], "a"), r"logits of shape \(6, K\), got tuple of \(1, 1, 4, 4\), str: say which with output="),
+        (lambda x: x.flatten(1)[:, :0], r"logits of shape \(6, K\), got \(6, 0\)"),
+        (lambda x: x.flatten(1)[:, :1], r"labels must lie in 0\.\.1, got 0\.\.3"),
         (lambda x: x.flatten(1)[:, :2], r"labels must lie in 0\.\.1, got 0\.\.3"),
     ],
 )
