@@ -88,7 +88,9 @@ def _parse(words: list[str]) -> tuple[str, Any]:
     """The command's name and its configuration."""
     import tyro
 
-    how: Any = {"config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)}
+    from soatfast.commands.fractions import registry
+
+    how: Any = {"config": (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes), "registry": registry()}
     if words and words[0] in COMMANDS:
         name, *rest = words
         module = _module(name)

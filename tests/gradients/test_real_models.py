@@ -137,7 +137,8 @@ def test_attacks(attack, problem):
         x_adv = attack(model, x, y)
     declared = attack.passes(len(x), classes=5) if isinstance(attack, sf.SOAE) else attack.passes(len(x))
     assert passes.total() == declared
-    assert x_adv.isfinite().all() and not torch.equal(x_adv, x) and (x_adv - x).abs().max() <= attack.eps * (1 + 1e-5)
+    assert isinstance(attack, sf.SimBA) or not torch.equal(x_adv, x)  # SimBA leaves what is fooled already
+    assert x_adv.isfinite().all() and (x_adv - x).abs().max() <= attack.eps * (1 + 1e-5)
     assert model.training and all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
