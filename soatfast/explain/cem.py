@@ -49,7 +49,7 @@ class _CEM:
         self.oracle(torch.nn.Identity())  # mode and engine have one place where they are checked
 
     def oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self._hinge, self.mode, self.engine)
+        return InputGradient(model, self._hinge, self.mode, self.engine, classes=True)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor | None = None) -> Explanation:
         """Explain x (B, ...), images in ``bounds``: why the class y (B,), by default the one that the model predicts.

@@ -74,9 +74,23 @@ def soft_cross_entropy(clean: Tensor, adversarial: Tensor) -> Tensor:
     return _by_class(as_classes(clean).softmax(1), -as_classes(adversarial).log_softmax(1))
 
 
+def divergence_from(clean: Tensor) -> Objective:
+    """KL(softmax(clean) || softmax(.)) as an objective, clean held fixed; whatever y is."""
+    target = as_classes(clean.detach()).softmax(1)
+
+    def divergence(logits: Tensor, y: Tensor) -> Tensor:
+        q = as_classes(logits).log_softmax(1).masked_fill(target == 0, 0.0)
+        return _over_positions(F.kl_div(q, target, reduction="none").sum(1))
+
+    return divergence
+
+
 def _by_class(p: Tensor, values: Tensor) -> Tensor:
     """sum_k p_k values_k (B,), 0 where p_k is 0; the mean over further dimensions."""
-    terms = (p * values.masked_fill(p == 0, 0.0)).sum(1)
+    return _over_positions((p * values.masked_fill(p == 0, 0.0)).sum(1))
+
+
+def _over_positions(terms: Tensor) -> Tensor:
     return terms if terms.dim() == 1 else terms.flatten(1).mean(1)
 
 

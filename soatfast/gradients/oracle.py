@@ -45,6 +45,7 @@ class InputGradient:
         output: which part of what the model returns: a name, an index or a callable; None: recognised
             (:mod:`soatfast.gradients.outputs`).
         forward: (model, x) -> output, for models that take more than x or take it by keyword; None: model(x).
+        classes: True: a callable objective, too, is of logits (B, K) and labels, which are checked as for a name.
 
     Calling the oracle, or its :meth:`gradient`, costs one forward and one backward to the input.
 
@@ -70,6 +71,7 @@ class InputGradient:
         freeze: bool = True,
         output: outputs.Output = None,
         forward: outputs.Forward | None = None,
+        classes: bool | None = None,
     ):
         if mode not in ("eval", "train", "keep"):
             raise ValueError(f'mode must be "eval", "train" or "keep", got {mode!r}')
@@ -92,7 +94,7 @@ class InputGradient:
                 f"engine {engine!r} takes no forward= and no callable output=: what they hold would be recorded"
             )
         self.output, self.forward = output, forward
-        self._names_classes = isinstance(objective, str)
+        self._names_classes = isinstance(objective, str) if classes is None else classes
         self.chart: Callable[[Tensor], Tensor] | None = None  # from an attack's coordinates to the model's input
         self.mode = mode
         self.sign = -1.0 if targeted else 1.0

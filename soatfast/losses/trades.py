@@ -13,7 +13,7 @@ from soatfast.attacks import NearPGD
 from soatfast.attacks.base import check_noise
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.engine import Name
-from soatfast.gradients.objectives import Named, Objective, kl_divergence
+from soatfast.gradients.objectives import Named, Objective, divergence_from, kl_divergence
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
@@ -95,7 +95,8 @@ class TRADES(Loss):
                 oracle.loss(x, y)
                 clean = oracle.logits
         assert clean is not None
-        attack = self._attack(_divergence_from(clean))
+        with torch.inference_mode(False):  # or autograd could not save what the objective holds
+            attack = self._attack(divergence_from(usable(wide(clean))))
         with attack.oracle(model) as oracle:
             return attack.run(oracle, x, y)
 
@@ -118,9 +119,3 @@ class TRADES(Loss):
     def with_steps(self, steps: int) -> TRADES:
         """With another number of steps, and the default step size for it."""
         return dataclasses.replace(self, steps=steps, step_size=None)
-
-
-def _divergence_from(clean: Tensor) -> Objective:
-    """KL(softmax(clean) || .) as an attack's objective; the labels have no part in it."""
-    target = usable(wide(clean.detach()))
-    return lambda logits, y: kl_divergence(target, logits)
