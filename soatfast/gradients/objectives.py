@@ -76,7 +76,8 @@ def soft_cross_entropy(clean: Tensor, adversarial: Tensor) -> Tensor:
 
 def divergence_from(clean: Tensor) -> Objective:
     """KL(softmax(clean) || softmax(.)) as an objective, clean held fixed; whatever y is."""
-    target = as_classes(clean.detach()).softmax(1)
+    with torch.inference_mode(False), torch.no_grad():  # autograd saves it, also under a caller's inference mode
+        target = as_classes(clean).softmax(1)
 
     def divergence(logits: Tensor, y: Tensor) -> Tensor:
         q = as_classes(logits).log_softmax(1).masked_fill(target == 0, 0.0)

@@ -17,7 +17,6 @@ from soatfast.gradients.objectives import Named, Objective, divergence_from, kl_
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
-from soatfast.gradients.state import usable
 from soatfast.losses.base import Loss, fields_of, mean
 from soatfast.ops.arguments import Bounds, check_number
 
@@ -95,8 +94,7 @@ class TRADES(Loss):
                 oracle.loss(x, y)
                 clean = oracle.logits
         assert clean is not None
-        with torch.inference_mode(False):  # or autograd could not save what the objective holds
-            attack = self._attack(divergence_from(usable(wide(clean))))
+        attack = self._attack(divergence_from(wide(clean.detach())))
         with attack.oracle(model) as oracle:
             return attack.run(oracle, x, y)
 
