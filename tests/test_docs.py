@@ -201,3 +201,13 @@ def test_the_errors_of_the_faq_are_the_packages():
         run = max((run.strip(" ;,.") for run in runs), key=len)
         assert len(run.split()) >= 3, message
         assert run in text, f"{message}: no message has {run!r}"
+
+
+def test_every_row_of_the_any_model_page_names_a_test():
+    rows = [line.split("|") for line in (ROOT / "docs" / "any-model.md").read_text().splitlines() if line[:2] == "| "]
+    named = [row[-2].strip() for row in rows if "test" in row[-2] and row[-2].strip() != "Test"]
+    assert len(named) >= 60 and named[0] != "the same test"
+    for cell in named:
+        if cell != "the same test":
+            path, name = cell.strip("`").split("::")
+            assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), cell

@@ -72,6 +72,21 @@ def test_passes_are_counted_on_a_copy(tmp_path, loss, forward, backward_input, b
     assert batches == 4 * (2 if isinstance(loss, (SCORPIO, TRADES, MART)) else 1), "the counting step left a trace"
 
 
+class Locked(nn.Sequential):
+    def __deepcopy__(self, memo):
+        raise TypeError("this model cannot be copied")
+
+
+@pytest.mark.parametrize("loss", [PGD_LOSS, SCORPIO(eps=0.1, steps=3, mode="keep")])
+def test_a_model_that_refuses_to_be_copied(tmp_path, loss):
+    found = []
+    for make in (nn.Sequential, Locked):
+        model = make(*make_model())
+        result = train(model, loss, make_data(), CONFIG, tmp_path / make.__name__)
+        found.append((result.passes, weights(model)))
+    assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
+
+
 def test_eps_ramp_reaches_the_loss(tmp_path):
     result, _ = whole(tmp_path, config=TrainConfig(epochs=4, batch_size=10, eps_ramp_epochs=3))
     assert [row["eps"] for row in result.history] == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.1])
