@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 import warnings
 from collections.abc import Iterable, Iterator
@@ -74,9 +75,9 @@ def _references(value: Any) -> Iterator[Any]:
     if isinstance(value, (types.ModuleType, type, str, bytes, int, float, complex, Tensor, type(None))):
         return
     if isinstance(value, dict):
-        yield from value.values()
+        yield from itertools.islice(value.values(), _VISITED)
     elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from value
+        yield from itertools.islice(value, _VISITED)
     elif isinstance(value, functools.partial):
         yield value.func
         yield from value.args

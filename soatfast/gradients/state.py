@@ -72,11 +72,8 @@ class ModelState:
         return self
 
     def _enter(self, roots: list[nn.Module]) -> None:
-        special = [
-            (module, kind)
-            for module in self.modules
-            if (kind := _kind(module)) is not None or "train" in module.__dict__
-        ]
+        kinds = [(module, _kind(module)) for module in self.modules]
+        special = [(module, kind) for module, kind in kinds if kind is not None or "train" in module.__dict__]
         for module, kind in special:
             self._prepare(module, kind)
         if parametrize._cache_enabled:  # what is cached in the block must not serve outside, and the other way round
@@ -87,7 +84,7 @@ class ModelState:
         wanted = self._mode == "train"
         flags = [(module, getattr(module, "training", wanted)) for module in self.modules]
         own = [module for module, kind in special if kind is None or kind.trains]
-        needing = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
+        needing = self._needing()
         if self._freeze or own:
             self._undo.append(functools.partial(self._unfreeze, needing))
         self._undo.append(functools.partial(_put_back_modes, flags, own))
@@ -97,11 +94,16 @@ class ModelState:
             self.switched = True
             _set_mode(roots, flags, own, wanted)
             if own:
-                needing = [p for m in self.modules for p in m._parameters.values() if p is not None and p.requires_grad]
+                needing = self._needing()
         if self._freeze:
             self._freeze_all(needing)
         else:
-            self.attached = list(dict.fromkeys(needing))
+            self.attached = needing
+
+    def _needing(self) -> list[Tensor]:
+        """The parameters that need gradients, each once."""
+        found = (p for module in self.modules for p in module._parameters.values())
+        return list({id(p): p for p in found if p is not None and p.requires_grad}.values())
 
     def _prepare(self, module: nn.Module, kind: _Kind | None) -> None:
         if kind is None:
@@ -131,30 +133,23 @@ class ModelState:
     # ------------------------------------------------------------------------------------------ parameters
 
     def _freeze_all(self, needing: Sequence[Tensor]) -> None:
-        for p in dict.fromkeys(needing):
+        for p in needing:
             if self.sharded or not p.is_leaf:
                 self.attached.append(p)
-            elif p.is_inference():
-                continue
-            else:
+            elif not p.is_inference():
                 p.requires_grad_(False)
                 self.frozen.append(p)
         for module in self.modules:
             for name, own in module._parameters.items():
                 if own is not None and own.is_inference():
                     self._undo.append(functools.partial(_put_parameter, module, name, own))
-                    with torch.inference_mode(False):
-                        _put_parameter(module, name, nn.Parameter(own.detach().clone(), requires_grad=False))
-            for name, b in module._buffers.items():
-                if b is not None and b.is_inference():
-                    with torch.inference_mode(False):
-                        module._buffers[name] = b.clone()
+                    _put_parameter(module, name, nn.Parameter(usable(own.detach()), requires_grad=False))
+        for module, name, buffer, _ in self._buffers:
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = usable(buffer)
 
     def _unfreeze(self, needing: Sequence[Tensor]) -> None:
-        needed = dict.fromkeys(needing)
-        for p in self.frozen:
-            p.requires_grad_(p in needed)
-        for p in needed:
+        for p in needing:
             if not p.requires_grad and not p.is_inference():
                 p.requires_grad_(True)
 
@@ -224,13 +219,20 @@ class ModelState:
             _put_buffer(module, name, buffer)
 
     def __exit__(self, *exception: object) -> None:
-        undo = self._undo
         try:
-            with contextlib.ExitStack() as stack:  # all are run, also where one raises
-                for step in undo:
-                    stack.callback(step)
+            _run_backwards(self._undo)
         finally:
             self._clear()
+
+
+def _run_backwards(steps: list[Callable[[], None]]) -> None:
+    """All steps, the last one first, also where one raises."""
+    while steps:
+        try:
+            steps.pop()()
+        except BaseException:
+            _run_backwards(steps)
+            raise
 
 
 def usable(t: Tensor) -> Tensor:
@@ -311,7 +313,7 @@ def _set_mode(roots: list[nn.Module], flags: list[tuple[nn.Module, bool]], own: 
 
 def _put_back_modes(flags: list[tuple[nn.Module, bool]], own: list[nn.Module]) -> None:
     """Each module's flag, by its class's own train() where it has one; parents come before their children."""
-    wanted = dict(flags)
+    wanted = dict(flags) if own else {}
     fixed = set()
     for module in own:
         if getattr(module, "training", wanted[module]) != wanted[module]:
