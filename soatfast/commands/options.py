@@ -141,7 +141,13 @@ def loss_classes(rows: Iterable[Row]) -> dict[str, type]:
 
 def _words(found: list[Any], base: type, without: tuple[type, ...]) -> dict[str, type]:
     classes = [cls for cls in found if isinstance(cls, type) and issubclass(cls, base) and cls not in (base, *without)]
-    return {class_name(cls): cls for cls in classes}
+    return {class_name(cls): cls for cls in classes if not _needs(cls)}
+
+
+def _needs(cls: type) -> bool:
+    """Whether the class has a field without a default, as a memory: no command line can say it."""
+    none = dataclasses.MISSING
+    return any(f.default is none and f.default_factory is none for f in dataclasses.fields(cls))
 
 
 def choice(cls: type) -> type[Choice]:

@@ -3,9 +3,14 @@
 from soatfast.losses.adversarial import AdversarialTraining
 from soatfast.losses.base import CrossEntropy, Loss
 from soatfast.losses.cure import CURE
+from soatfast.losses.elle import ELLE
+from soatfast.losses.fgsm_pgi import FGSMPGI
+from soatfast.losses.free import Free, FreeState
+from soatfast.losses.grad_align import GradAlign
 from soatfast.losses.gradient_penalty import InputGradientPenalty
 from soatfast.losses.llr import LLR
 from soatfast.losses.mart import MART
+from soatfast.losses.n_fgsm import NFGSM
 from soatfast.losses.scorpio import SCORPIO
 from soatfast.losses.soar import SOAR
 from soatfast.losses.sora import SORA, SORAState
@@ -14,8 +19,11 @@ from soatfast.losses.trades import TRADES
 
 __all__ = [
     "CURE",
+    "ELLE",
+    "FGSMPGI",
     "LLR",
     "MART",
+    "NFGSM",
     "SCORPIO",
     "SOAR",
     "SORA",
@@ -23,6 +31,9 @@ __all__ = [
     "TRADES",
     "AdversarialTraining",
     "CrossEntropy",
+    "Free",
+    "FreeState",
+    "GradAlign",
     "InputGradientPenalty",
     "Loss",
     "SORAState",

@@ -7,6 +7,7 @@ model that has one, `soatfast compare` makes it "eval" (`soatfast.commands.metho
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from soatfast.attacks.catalogue import Facts, Row
 from soatfast.attacks.task import Task
 from soatfast.losses import (
     CURE,
+    ELLE,
+    FGSMPGI,
     LLR,
     MART,
+    NFGSM,
     SCORPIO,
     SOAR,
     SORA,
@@ -26,6 +30,8 @@ from soatfast.losses import (
     TRADES,
     AdversarialTraining,
     CrossEntropy,
+    Free,
+    GradAlign,
     InputGradientPenalty,
 )
 
@@ -59,6 +65,7 @@ def _soar(t: Task) -> SOAR:
 
 _TRAIN, _FW, _TWICE = ("K + 1", "K", "1"), ("N + 2", "N", "2"), ("T * (1 + m) + 1", "T * (1 + m)", "1")
 _SCORPIO, _LOSSES, _PENALTY = "arXiv 2009.04923", "losses/test_losses.py", "losses/test_gradient_penalty.py"
+_ONE_STEP = "losses/test_one_step.py"
 _ATTA, _MEMORY, _ONCE = "ATTA, Zheng et al. 2020", "attacks/test_replay.py", ("N + 1", "N", "1")
 
 LOSSES: tuple[Row, ...] = (
@@ -83,8 +90,49 @@ LOSSES: tuple[Row, ...] = (
     ),
     Row("replay2", "FW replay, 2 steps", lambda t: _replay(t, 2)),
     Row("replay-float32", "FW replay, 1 step, float32", lambda t: _replay(t, 1, torch.float32)),
-    # One step of 1.25 eps from a random start (Wong, Rice and Kolter 2020).
-    Row("fgsm", "FGSM, random start", lambda t: _pgd(t, 1, step_size=1.25 * t.eps)),
+    # Half steps leave the mean |v| at 0.62 of the radius; 1.25 eps makes up for it on natural images.
+    Row("replay-wide", "FW replay, 1 step, at 1.25 eps", lambda t: _replay(replace(t, eps=1.25 * t.eps), 1)),
+    Row(
+        "fgsm",
+        "FGSM, random start",
+        lambda t: _pgd(t, 1, step_size=1.25 * t.eps),
+        Facts("FGSM-RS, Wong et al. 2020", _TRAIN, _ONE_STEP, {"K": 1}),
+    ),
+    Row(
+        "n-fgsm",
+        "N-FGSM",
+        lambda t: NFGSM(eps=t.eps, p=t.p),
+        Facts("de Jorge et al. 2022", ("2", "1", "1"), _ONE_STEP),
+        norms=(math.inf,),
+    ),
+    Row(
+        "fgsm-pgi",
+        "FGSM-PGI",
+        lambda t: FGSMPGI(t.memory(), eps=t.eps, p=t.p),
+        Facts("Jia et al. 2022, FGSM-EP", ("2", "1", "1"), _ONE_STEP),
+        norms=(math.inf,),
+    ),
+    Row(
+        "grad-align",
+        "GradAlign",
+        lambda t: GradAlign(eps=t.eps, p=t.p),
+        Facts("Andriushchenko and Flammarion 2020", ("3", "2", "1"), _ONE_STEP),
+        norms=(math.inf,),
+    ),
+    Row(
+        "elle",
+        "ELLE",
+        lambda t: ELLE(eps=t.eps, p=t.p),
+        Facts("Abad Rocamora et al. 2024", ("3", "1", "1"), _ONE_STEP),
+        norms=(math.inf,),
+    ),
+    Row(
+        "free",
+        "Free, 8 replays",
+        lambda t: Free(eps=t.eps, p=t.p),
+        Facts("Shafahi et al. 2019", ("1", "0", "1"), _ONE_STEP),
+        norms=(math.inf,),
+    ),
     Row("pgd2", "PGD-2 training", lambda t: _pgd(t, 2)),
     Row(
         "atta",

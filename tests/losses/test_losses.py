@@ -12,8 +12,10 @@ from soatfast.gradients import count_passes
 from soatfast.gradients.passes import Passes
 from soatfast.losses import (
     CURE,
+    ELLE,
     LLR,
     MART,
+    NFGSM,
     SCORPIO,
     SOAR,
     SORA,
@@ -21,6 +23,8 @@ from soatfast.losses import (
     TRADES,
     AdversarialTraining,
     CrossEntropy,
+    Free,
+    GradAlign,
     InputGradientPenalty,
 )
 from tests.nets import batch, conv_net, relu_net, slow_frank_wolfe, slow_gradient, smooth_net
@@ -47,6 +51,11 @@ LOSSES = [
     MART(eps=0.5, p=2, steps=2, mode="keep"),
     SORA(eps=0.1),
     SORA(eps=0.5, p=2, mode="eval"),
+    NFGSM(eps=0.1),
+    NFGSM(eps=0.1, mode="eval", noise=0.0, step=1.25),
+    GradAlign(eps=0.1),
+    ELLE(eps=0.1),
+    Free(eps=0.1),
     SOAR(eps=0.1),
     SOAR(eps=0.1, p=2, estimator="frob", samples=2, mode="keep"),
     SOAR(eps=0.1, start="x", mode="keep"),
