@@ -61,9 +61,10 @@ class CompareConfig(Start):
     download: bool = False
     """Fetch missing files of mnist or svhn first (needs torchvision)."""
     model: str = "small-cnn"
-    """small-cnn (small images), resnet18, wrn-34-10 or package.module:factory (see soatfast train)."""
+    """small-cnn (small images), fast (a small VGG), resnet18, wrn-34-10 or package.module:factory (see soatfast
+    train)."""
     width: int | None = None
-    """Channels of the first layer of small-cnn (16) or resnet18 (64)."""
+    """Channels of small-cnn (16), fast (32) or resnet18 (64), of the first layer or block."""
     train_samples: int | None = None
     """Number of training samples to use, from the first on. None: all."""
     test_samples: int | None = None

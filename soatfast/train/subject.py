@@ -46,10 +46,11 @@ class Subject:
     download: bool = False
     """Fetch missing files of mnist or svhn first (needs torchvision)."""
     model: str = "small-cnn"
-    """small-cnn (small images), resnet18, wrn-34-10, or package.module:factory, a function or class of yours that
-    returns the model; it is given in_channels, classes (or num_classes), size and width where it takes them."""
+    """small-cnn (small images), fast (a small VGG), resnet18, wrn-34-10, or package.module:factory, a function or class
+    of yours that returns the model; it is given in_channels, classes (or num_classes), size and width where it takes
+    them."""
     width: int | None = None
-    """Channels of the first layer of small-cnn (16) or resnet18 (64)."""
+    """Channels of small-cnn (16), fast (32) or resnet18 (64), of the first layer or block."""
     weights: Path | None = None
     """Weights of the model: a .safetensors file, or a .pt or .pth file with nothing but tensors."""
 
@@ -70,7 +71,7 @@ class Subject:
 def check_width(spec: str, width: int | None) -> None:
     """Raise ValueError for a width that this model cannot have."""
     if width is not None and (width < 1 or spec == "wrn-34-10"):
-        raise ValueError(f"width must be at least 1, for small-cnn or resnet18, got {width} for {spec}")
+        raise ValueError(f"width must be at least 1, for small-cnn, fast or resnet18, got {width} for {spec}")
 
 
 def make_model(spec: str, shape: Sequence[int], classes: int, width: int | None = None) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 
 from soatfast.train import MODELS, Normalize, SmallCNN, WideResNet, build_model
 
-PARAMETERS = {"small-cnn": 166_406, "resnet18": 11_173_962, "wrn-34-10": 46_160_474}
+PARAMETERS = {"small-cnn": 166_406, "fast": 295_096, "resnet18": 11_173_962, "wrn-34-10": 46_160_474}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -19,6 +19,8 @@ def test_parameter_counts(name):
     ("model", "shape"),
     [
         (build_model("small-cnn", 3, 7, width=4), (3, 28, 28)),
+        (build_model("fast", 3, 7, width=4), (3, 32, 32)),
+        (build_model("fast", 1, 7, width=8, size=9), (1, 9, 9)),
         (build_model("resnet18", 3, 7, width=4), (3, 32, 32)),
         (build_model("wrn-34-10", 1, 7, depth=10, widen=1), (1, 32, 32)),
     ],
@@ -55,8 +57,10 @@ def test_normalize():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: build_model("vgg", 3, 10), "small-cnn, resnet18, wrn-34-10, got 'vgg'"),
+        (lambda: build_model("vgg", 3, 10), "small-cnn, fast, resnet18, wrn-34-10, got 'vgg'"),
         (lambda: build_model("resnet18", 3, 1), "classes >= 2, got 3 and 1"),
+        (lambda: build_model("fast", 3, 10, size=8), "at least 9x9 pixels, got 8"),
+        (lambda: build_model("fast", 3, 10, width=3), "width must be at least 4, got 3"),
         (lambda: WideResNet(depth=33), "got 33"),
         (lambda: Normalize((0.5,), (1.0, 1.0)), "same length, got 1 and 2"),
         (lambda: Normalize((0.5,), (0.0,)), "positive"),
