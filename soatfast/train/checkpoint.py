@@ -1,10 +1,10 @@
 """Run folders: options, checkpoints that are either whole or not there, and results.
 
 A run folder holds `options.json` (what made it, with the versions and the counted passes), `checkpoint-0007/` (the
-state after 7 epochs, and the one before it), and, once finished, `model.safetensors` and `result.json`. A checkpoint is
-safetensors and JSON; its `manifest.json` has the digest of every file. It is written under another name, waited for
-until it is on the disk, and then renamed, so that an interruption or a power cut at any moment leaves the folder
-usable. Nothing in a run folder is ever unpickled.
+state after 7 epochs, and the one before it), and, once finished, `model.safetensors`, `averaged.safetensors` where
+weights were averaged, and `result.json`. A checkpoint is safetensors and JSON; its `manifest.json` has the digest of
+every file. It is written under another name, waited for until it is on the disk, and then renamed, so that an
+interruption or a power cut at any moment leaves the folder usable. Nothing in a run folder is ever unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from soatfast.runs.files import PARTIAL
 from soatfast.runs.folder import OPTIONS
 from soatfast.runs.state import damage, load_state, random_state, save_state, set_random_state, sync, write_manifest
 
-RESULT, WEIGHTS = "result.json", "model.safetensors"
+RESULT, WEIGHTS, AVERAGED = "result.json", "model.safetensors", "averaged.safetensors"
 _CHECKPOINT = "checkpoint-"
 _MEMORY, _RANDOM, _TRAINING = "memory-rank", "random-rank", "training"
 _KEPT = 2
@@ -37,7 +37,7 @@ def remove_run(folder: Path) -> None:
     """Delete what a training run wrote in `folder`, and nothing else."""
     if not (folder / OPTIONS).is_file():
         return
-    for path in [*_written(folder), folder / RESULT, folder / WEIGHTS, folder / OPTIONS]:
+    for path in [*_written(folder), *(folder / name for name in (RESULT, WEIGHTS, AVERAGED, OPTIONS))]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

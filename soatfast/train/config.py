@@ -10,6 +10,7 @@ from soatfast.memory.crops import CropFlip
 from soatfast.train.curriculum import linear, listed
 
 _LEAST = (("epochs", 1), ("batch_size", 1), ("eps_ramp_epochs", 0), ("seed", 0), ("crop_padding", 0))
+_RISE = 0.3  # of all steps, in which the triangle rises
 _GUARD = (("guard", 0), ("guard_steps", 1))
 
 
@@ -29,8 +30,14 @@ class TrainConfig:
     """L2 penalty, added to the gradient."""
     momentum: float = 0.9
     """Momentum of sgd. adam has its usual betas 0.9 and 0.999."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """Course of the learning rate: constant, cosine (to 0), or step (a tenth after 1/2 and again after 3/4)."""
+    nesterov: bool = False
+    """Use Nesterov's momentum in sgd."""
+    schedule: Literal["constant", "cosine", "step", "triangle"] = "constant"
+    """Course of the learning rate: constant, cosine (to 0), step (a tenth after 1/2 and again after 3/4), or triangle
+    (from 0 to lr in the first 0.3 of all steps, and back to 0)."""
+    average: float = 0.0
+    """Decay d of averaged weights, in [0, 1). 0: none. After n steps average <- d' average + (1 - d') weights with d' =
+    min(d, n / (n + 10)), and batch-norm statistics likewise. They are written beside the last weights."""
     eps_ramp_epochs: int = 5
     """Number of epochs in which eps grows linearly to its full value. 1 or 0: full from the start."""
     h_ramp: tuple[float, ...] = ()
@@ -57,6 +64,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be at least 0 and less than 1, got {self.average}")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError(f"nesterov needs sgd with a momentum, got {self.optimizer}, momentum {self.momentum}")
         for name in ("weight_decay", "momentum"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
@@ -64,7 +75,7 @@ class TrainConfig:
             raise ValueError(f"h_ramp must be positive and finite shares, got {self.h_ramp}")
         choices = {
             "optimizer": ("adam", "sgd"),
-            "schedule": ("constant", "cosine", "step"),
+            "schedule": ("constant", "cosine", "step", "triangle"),
             "precision": ("no", "bf16"),
         }
         for name, allowed in choices.items():
@@ -91,6 +102,8 @@ class TrainConfig:
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
         if self.schedule == "step":
             return self.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
+        if self.schedule == "triangle":
+            return self.lr * min(done / _RISE, (1 - done) / (1 - _RISE))
         return self.lr
 
 
@@ -100,7 +113,8 @@ class TrainResult:
     guard's readings; not checkpoints. passes: counted on one step of the first epoch (fields of Passes), so neither
     the guard's nor the steps that an alarm adds.
 
-    history: one dict per epoch with epoch, loss (mean over its steps), eps, lr, seconds and the guard's reading.
+    history: one dict per epoch with epoch, loss (mean over its steps), eps, lr, seconds, cpu_seconds (of all threads of
+    this process) and the guard's reading.
     """
 
     seconds: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from torch.utils.data import TensorDataset, default_collate
 
 from soatfast.gradients.counting import count_passes
 from soatfast.gradients.state import ModelState
-from soatfast.losses import Loss, SORAState
+from soatfast.losses import FreeState, Loss, SORAState
 from soatfast.memory.store import PerturbationMemory
 from soatfast.runs import files
 from soatfast.runs.errors import UserError
 from soatfast.runs.folder import check_options, write_options
 from soatfast.runs.progress import Progress
 from soatfast.train import checkpoint
+from soatfast.train.averaging import AveragedModel, averaged
 from soatfast.train.config import TrainConfig, TrainResult
 from soatfast.train.curriculum import eps_of, scaled
 from soatfast.train.data.batches import Batch, Batches
@@ -45,13 +47,16 @@ class _State:
     history: list[dict[str, Any]] = field(default_factory=list)
     generators: list[torch.Generator] = field(default_factory=list)
     guard: OverfittingGuard | None = None
-    loss: SORAState | None = None
+    loss: SORAState | FreeState | None = None
+    average: AveragedModel | None = None
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("epoch", "seconds", "passes", "history")}
         guard = None if self.guard is None else self.guard.state_dict()
         loss = None if self.loss is None else self.loss.state_dict()
-        return {**values, "generators": [g.get_state() for g in self.generators], "guard": guard, "loss": loss}
+        average = None if self.average is None else self.average.state_dict()
+        generators = [g.get_state() for g in self.generators]
+        return {**values, "generators": generators, "guard": guard, "loss": loss, "average": average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("epoch", "seconds", "passes", "history"):
@@ -60,6 +65,8 @@ class _State:
             self.guard.load_state_dict(state["guard"])
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
 
@@ -80,12 +87,15 @@ def train(
     Device, precision and processes are Accelerate's (`accelerate launch` gives DistributedDataParallel).
     After every epoch the whole state goes to `run_dir`; the same call after an interruption at any moment
     redoes the epoch it was in and ends, where the device's kernels are deterministic (CPU ones are), with
-    bit-identical weights. A finished run is loaded, not repeated; a folder with a run of other options is
+    bit-identical weights. `model` has the last weights then; averaged ones (TrainConfig.average) are in
+    `run_dir`/averaged.safetensors. A finished run is loaded, not repeated; a folder with a run of other options is
     refused with RunFolderError. resume=False starts anew. Seconds and passes: see TrainResult; the counting
     step runs on a copy of the model before the clock starts.
 
     `run_dir`/options.json names options, seed, versions and counted passes. about: more options in JSON's terms that
     make the run what it is, as where the first weights came from; a run with others is refused.
+
+    A loss with `replays` (Free) is given each batch so many times in a row.
 
     A loss with a PerturbationMemory (its attribute `memory`) is called as `loss(model, x, y, index, moves)`: the
     samples' numbers, and the moves of an augmented batch or None. The memory is saved and resumed with the rest; a new
@@ -110,7 +120,8 @@ def train(
     known = check_options(folder, options)
     saved = checkpoint.usable(folder, progress.note)
     accelerator.wait_for_everyone()
-    if known and (folder / checkpoint.RESULT).is_file() and (folder / checkpoint.WEIGHTS).is_file():
+    written = [checkpoint.RESULT, checkpoint.WEIGHTS, *([checkpoint.AVERAGED] if config.average else [])]
+    if known and all((folder / name).is_file() for name in written):
         checkpoint.load_weights(model.to(accelerator.device), folder / checkpoint.WEIGHTS)
         if memory is not None and saved is not None and checkpoint.epoch_of(saved) == config.epochs:
             checkpoint.load_memory(saved, memory)
@@ -129,7 +140,9 @@ def train(
         data.train, config.batch_size, config.seed, accelerator.device, rank, world, config.augment, shards
     )
     guard = _guard(loss, data, config, accelerator)
-    state = _State(generators=list(files.generators(loss)), guard=guard, loss=getattr(loss, "state", None))
+    average = averaged(model, config.average) if config.average else None
+    own = getattr(loss, "state", None)
+    state = _State(generators=list(files.generators(loss)), guard=guard, loss=own, average=average)
     if not saved:
         if memory is not None:
             memory.reset()
@@ -151,9 +164,10 @@ def train(
             progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
         if main:
             write_options(folder, options, state.passes)
-        progress.begin(config.epochs, len(batches), state.epoch)
+        steps = len(batches) * getattr(loss, "replays", 1)  # of an epoch
+        progress.begin(config.epochs, steps, state.epoch)
         for epoch in range(state.epoch, config.epochs):
-            row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress, guard)
+            row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress, guard, average)
             state.epoch = epoch + 1
             state.seconds += row["seconds"]
             state.history.append(row)
@@ -165,8 +179,10 @@ def train(
     finally:
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         accelerator.free_memory()
-    result = TrainResult(state.seconds, config.epochs * len(batches), state.passes, state.history)
+    result = TrainResult(state.seconds, config.epochs * steps, state.passes, state.history)
     if main:
+        if average is not None:
+            checkpoint.save_weights(average.module, folder / checkpoint.AVERAGED)
         checkpoint.save_weights(model, folder / checkpoint.WEIGHTS)
         files.write_json(folder / checkpoint.RESULT, dataclasses.asdict(result))
     accelerator.wait_for_everyone()
@@ -183,22 +199,27 @@ def _epoch(
     epoch: int,
     progress: Progress,
     guard: OverfittingGuard | None,
+    average: AveragedModel | None,
 ) -> dict[str, Any]:
     loss = scaled(loss, config.eps_fraction(epoch), config.h_fraction(epoch))
     attack: Any = getattr(loss, "attack", None)
     if guard is not None and guard.alarmed and attack.steps < config.guard_steps:
         loss = loss.with_steps(config.guard_steps)
     total = torch.zeros((), device=accelerator.device)
+    replays = getattr(loss, "replays", 1)
+    steps, plain = len(batches) * replays, accelerator.unwrap_model(model)
     _synchronize(accelerator.device)
-    start = time.perf_counter()
-    for step, batch in enumerate(_layout(batches.epoch(epoch), config)):
-        lr = config.lr_at((epoch * len(batches) + step) / (config.epochs * len(batches)))
+    start, cpu = time.perf_counter(), time.process_time()
+    for step, batch in enumerate(_layout(batches.epoch(epoch), config, replays)):
+        lr = config.lr_at((epoch * steps + step) / (config.epochs * steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
         value = _value(loss, model, batch)
         accelerator.backward(value)
         optimizer.step()
+        if average is not None:
+            average.update_parameters(plain)
         total += value.detach()
         progress.step(value)
     memory = getattr(loss, "memory", None)
@@ -206,14 +227,15 @@ def _epoch(
         memory.synchronize()
     reading = None if guard is None else guard.check(model, epoch + 1, eps_of(loss))
     _synchronize(accelerator.device)
-    seconds = time.perf_counter() - start
-    mean = float(accelerator.reduce(total, "mean")) / len(batches)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    mean = float(accelerator.reduce(total, "mean")) / steps
     row = {
         "epoch": epoch + 1,
         "loss": mean,
         "eps": files.describe(eps_of(loss)),
         "lr": lr,
         "seconds": seconds,
+        "cpu_seconds": cpu,
     }
     if config.h_ramp and getattr(loss, "h", None) is not None:
         row["h"] = loss.h  # type: ignore[attr-defined]
@@ -261,9 +283,12 @@ def _states_kept(loss: Loss, batch: Batch) -> Iterator[None]:
         state.load_state_dict(figures)
 
 
-def _layout(batches: Iterator[Batch], config: TrainConfig) -> Iterator[Batch]:
+def _layout(batches: Iterator[Batch], config: TrainConfig, replays: int = 1) -> Iterator[Batch]:
+    """The batches in the memory layout of the training, each `replays` times in a row."""
     for batch in batches:
-        yield batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last)) if config.channels_last else batch
+        if config.channels_last:
+            batch = batch._replace(x=batch.x.contiguous(memory_format=torch.channels_last))
+        yield from itertools.repeat(batch, replays)
 
 
 def _memory(
@@ -287,7 +312,8 @@ def _memory(
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        how = {"momentum": config.momentum, "weight_decay": config.weight_decay, "nesterov": config.nesterov}
+        return torch.optim.SGD(model.parameters(), config.lr, **how)  # type: ignore[arg-type]
     return torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
 
 
