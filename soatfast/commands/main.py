@@ -96,8 +96,8 @@ def _parse(words: list[str]) -> tuple[str, Any]:
         module = _module(name)
         kind = getattr(module, COMMANDS[name][1])
         how |= {"prog": f"soatfast {name}", "args": rest}
-        if name == "compare":  # a preset changes its defaults
-            how["default"] = importlib.import_module("soatfast.commands.presets").defaults(rest)
+        if name in ("compare", "train"):  # a preset changes their defaults
+            how["default"] = importlib.import_module("soatfast.commands.presets").defaults([name, *rest])
         _check_class(rest, getattr(module, "CLASSES", None), kind, how)
         return name, tyro.cli(kind, **how)
     kinds = {name: getattr(_module(name), config) for name, (_, config) in COMMANDS.items()}

@@ -10,7 +10,8 @@ import torch
 
 from soatfast.commands import main as cli
 from soatfast.commands.compare import CompareConfig
-from soatfast.commands.presets import TABLES_ATTACKS, TABLES_METHODS, defaults, tables
+from soatfast.commands.presets import TABLES_ATTACKS, TABLES_METHODS, defaults, fast_recipe, tables
+from soatfast.commands.train import TrainingConfig
 
 
 def parsed(*words: str) -> CompareConfig:
@@ -54,3 +55,24 @@ def test_conflicts_and_unknown_presets_are_usage_errors(words, capsys):
     assert stop.value.code == 2
     if "--p" in words:
         assert "haat needs p = inf" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_fast_preset_of_train_and_options_over_it():
+    with mock.patch("soatfast.commands.train.run", return_value=None) as called:
+        assert cli.main(["train", "--preset", "fast", "--epochs", "2", "--data", "digits8"]) == 0
+    config = called.call_args.args[0]
+    assert (config.method, config.eps, config.run_dir) == ("replay-wide", 8 / 255, Path("runs/fast"))
+    assert (config.subject.model, config.subject.data) == ("fast", "digits8")
+    assert (config.train.epochs, config.train.average, config.train.schedule) == (2, 0.995, "triangle")
+    with mock.patch("soatfast.commands.train.run", return_value=None) as called:
+        assert cli.main(["train"]) == 0
+    assert called.call_args.args[0] == TrainingConfig()
+
+
+@pytest.mark.parametrize(("quick", "precision"), [(True, "bf16"), (False, "no")])
+def test_the_fast_recipe_takes_bfloat16_where_the_hardware_has_it(quick, precision):
+    with (
+        mock.patch.object(torch.cuda, "is_available", lambda: False),
+        mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", lambda: quick),
+    ):
+        assert fast_recipe().precision == precision
