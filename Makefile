@@ -8,7 +8,7 @@ PYTEST  = OMP_NUM_THREADS=1 $(RUN) pytest -q
 NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
                 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: help setup nvcc demo compare study test lint docs bench peers gpu-check doctor clean
+.PHONY: help setup nvcc demo compare study study-cifar test lint docs bench peers gpu-check doctor clean
 help:
 	@echo "make demo       train five models on real digits, write runs/demo"
 	@echo "make test       run the tests"
@@ -18,6 +18,7 @@ help:
 	@echo "make peers      install foolbox and ART, which make bench then compares with as well"
 	@echo "make compare    docs/measurements.md: the demo with three seeds, and the SCORPIO of the paper"
 	@echo "make study      training with a memory against PGD training: docs/memory.md, about two hours"
+	@echo "make study-cifar  the same and its rivals on natural images: docs/natural-images.md, about nine hours"
 	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
 	@echo "make doctor     versions, devices, and which kernel serves each op"
 
@@ -48,6 +49,9 @@ compare: setup
 	  --methods standard pgd10 scorpio pgd4 scorpio-ball
 
 # The seconds of its trainings compare only on a machine that does nothing else.
+study-cifar: setup
+	$(RUN) benchmarks.study_cifar
+
 study: setup
 	$(RUN) benchmarks.replay_study
 	$(RUN) benchmarks.memory_rate
