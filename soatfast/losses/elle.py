@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.attacks.base import Attack
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
+from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.gradients.precision import widened
-from soatfast.losses.base import Loss, mean, sample_losses
-from soatfast.losses.noise import check_linf, column, uniform
-from soatfast.ops.arguments import check_number
+from soatfast.losses.base import Loss, mean
+from soatfast.losses.noise import check_linf, into_box, uniform
+from soatfast.ops.arguments import Bounds, as_column, check_number, to_multiply
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ELLE(Loss):
     r"""FGSM training, and a loss that is linear between two random points of the ball.
 
@@ -55,35 +57,40 @@ class ELLE(Loss):
 
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     noise: float = 0.0
     step: float = 1.0
     strength: float = 1000.0
     mode: Mode = "keep"
-    engine: str = "eager"
+    engine: Name = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Attack(eps=self.eps, bounds=self.bounds, mode=self.mode, engine=self.engine)  # has the checks of these
         check_linf(self)
+        check_numbers(self.eps, self.bounds, type(self).__name__)
         check_number(self.noise, "noise", above=False)
         check_number(self.step, "step")
         check_number(self.strength, "strength", above=False)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(sample_losses(model, x, y))
-        with InputGradient(model, mode=self.mode, engine=self.engine) as oracle, widened(oracle, x) as wide:
-            eps = column(self.eps, wide)
+            return mean(self._sample_losses(model, x, y))
+        with (
+            InputGradient(model, mode=self.mode, engine=self.engine, **self._asked) as oracle,
+            widened(oracle, x) as wide,
+        ):
+            eps = to_multiply(self.eps, "eps", wide)
             start = self.noise * uniform(wide, self.generator)
             u = start + self.step * oracle.gradient(wide + eps * start, y).sign()
-            x_adv = (wide + eps * u.clamp(-1, 1)).clamp_(*self.bounds)
-        losses = sample_losses(model, x_adv.to(x.dtype), y)
+            x_adv = into_box(wide + eps * u.clamp(-1, 1), self.bounds)
+        losses = self._sample_losses(model, x_adv.to(x.dtype), y)
         a, b = (wide + eps * uniform(wide, self.generator) for _ in range(2))
         t = torch.empty(len(x), dtype=wide.dtype, device=x.device).uniform_(generator=self.generator)
-        c = torch.lerp(a, b, column(t, wide))
-        at_a, at_b, at_c = sample_losses(model, torch.cat([a, b, c]).to(x.dtype), y.repeat(3)).chunk(3)
+        c = torch.lerp(a, b, as_column(t, wide))
+        at_a, at_b, at_c = self._sample_losses(model, torch.cat([a, b, c]).to(x.dtype), y.repeat(3)).chunk(3)
         return mean(losses + self.strength * (at_c - torch.lerp(at_a, at_b, t.to(at_a))).square())
 
     def passes(self, batch: int = 1) -> Passes:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.attacks.base import Attack
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
-from soatfast.gradients.objectives import cross_entropy
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, mean, sample_losses, training_logits
-from soatfast.losses.noise import check_linf, clip, column, uniform
+from soatfast.losses.base import Loss, mean
+from soatfast.losses.noise import check_linf, clip, into_box, uniform
 from soatfast.memory.store import PerturbationMemory
-from soatfast.ops.arguments import check_number
+from soatfast.ops.arguments import Bounds, as_column, check_number, to_multiply
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FGSMPGI(Loss):
     r"""Adversarial training with one step from the last epoch's perturbation v, and logits that change little by it.
 
@@ -59,45 +59,47 @@ class FGSMPGI(Loss):
     memory: PerturbationMemory = field(compare=False, kw_only=False)
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     step: float = 1.0
     strength: float = 10.0
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.memory, PerturbationMemory):
             raise TypeError(f"memory must be a PerturbationMemory, got {type(self.memory).__name__}")
         Attack(eps=self.eps, bounds=self.bounds)  # has the checks of these
         check_linf(self)
+        check_numbers(self.eps, self.bounds, type(self).__name__)
         check_number(self.step, "step")
         check_number(self.strength, "strength", above=False)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
     ) -> Tensor:
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if index is None:
             raise ValueError("with a memory the index of each sample is needed: loss(model, x, y, index)")
         if len(x) == 0:
-            return mean(sample_losses(model, x, y))
+            return mean(self._sample_losses(model, x, y))
         wide = x.detach() if x.dtype.itemsize > 2 else x.detach().float()
-        eps = column(self.eps, wide)
+        eps = to_multiply(self.eps, "eps", wide)
         with self.memory.visit(index, x, moves) as visit:
             start = self._start(visit.start(wide, self.eps, self.bounds), wide, eps, index).to(x.dtype)
             start.requires_grad_()
-            before = training_logits(model, start, y)
-            (g,) = torch.autograd.grad(cross_entropy(before, y).sum(), start, retain_graph=True)
+            before = self._logits(model, start, y)
+            (g,) = torch.autograd.grad(self._values(before, y).sum(), start, retain_graph=True)
             v = start.detach().to(wide) - wide + self.step * eps * g.to(wide).sign()
-            x_adv = (wide + clip(v, eps)).clamp_(*self.bounds)
+            x_adv = into_box(wide + clip(v, eps), self.bounds)
             visit.put(x_adv - wide, math.inf, self.eps)
-        after = training_logits(model, x_adv.to(x.dtype), y)
-        return mean(cross_entropy(after, y) + self.strength * (after - before).square().mean(1))
+        after = self._logits(model, x_adv.to(x.dtype), y)
+        return mean(self._values(after, y) + self.strength * (after - before).square().flatten(1).mean(1))
 
     def _start(self, start: Tensor, x: Tensor, eps: float | Tensor, index: Tensor) -> Tensor:
         """A random corner of the ball for samples that were never visited."""
         new = self.memory.visits[index.to(self.memory.device) - self.memory.first].to(x.device) == 0
-        corner = (x + eps * uniform(x, self.generator).sign()).clamp_(*self.bounds)
-        return torch.where(new.view(-1, *(1,) * (x.dim() - 1)), corner, start)
+        corner = into_box(x + eps * uniform(x, self.generator).sign(), self.bounds)
+        return torch.where(as_column(new, x), corner, start)
 
     def passes(self, batch: int = 1) -> Passes:
         return Passes(2, 1, 1, 2 * batch, batch, 2 * batch)

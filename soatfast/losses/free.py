@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.attacks.base import Attack
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.losses.base import Loss, mean, sample_losses
-from soatfast.losses.noise import check_linf, column
-from soatfast.ops.arguments import check_number, check_steps
+from soatfast.losses.base import Loss, mean
+from soatfast.losses.noise import check_linf, into_box
+from soatfast.ops.arguments import Bounds, check_number, check_steps, to_multiply
 
 
 class FreeState:
@@ -46,7 +47,7 @@ class FreeState:
         return self.u.to(x) if known and self.u is not None else torch.zeros_like(x)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Free(Loss):
     r"""Adversarial training without an attack pass, on each batch several times: mean_i l_i(clamp(x_i + v_i)).
 
@@ -82,27 +83,29 @@ class Free(Loss):
 
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     step: float = 1.0
     replays: int = 8
     state: FreeState = field(default_factory=FreeState, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Attack(eps=self.eps, bounds=self.bounds)  # has the checks of these
         check_linf(self)
+        check_numbers(self.eps, self.bounds, type(self).__name__)
         check_number(self.step, "step")
         check_steps(self.replays, "replays")
         if not isinstance(self.state, FreeState):
             raise TypeError(f"state must be a FreeState, got {type(self.state).__name__}")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(sample_losses(model, x, y))
+            return mean(self._sample_losses(model, x, y))
         x = x.detach()
         u = self.state.of(x)
-        x_adv = (x + column(self.eps, x) * u).clamp_(*self.bounds).requires_grad_()
-        value = mean(sample_losses(model, x_adv, y))
+        x_adv = into_box(x + to_multiply(self.eps, "eps", x) * u, self.bounds).requires_grad_()
+        value = mean(self._sample_losses(model, x_adv, y))
         if value.requires_grad:
             x_adv.register_hook(lambda g: self._update(u, g))
         return value

@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from soatfast.attacks.base import Attack
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
+from soatfast.gradients.kernels import twice_differentiable
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, mean, sample_losses
-from soatfast.losses.noise import check_linf, column, uniform
-from soatfast.losses.regulariser import attached_gradient, norms
-from soatfast.ops.arguments import check_number
+from soatfast.losses.base import Loss, mean
+from soatfast.losses.noise import check_linf, into_box, uniform
+from soatfast.losses.regulariser import gradient_of, norms
+from soatfast.ops.arguments import Bounds, check_number, to_multiply
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class GradAlign(Loss):
     r"""FGSM training, and input gradients that point the same way at x and at a random point near it.
 
@@ -56,29 +59,39 @@ class GradAlign(Loss):
 
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     step: float = 1.0
     strength: float = 0.2
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Attack(eps=self.eps, bounds=self.bounds)  # has the checks of these
         check_linf(self)
+        check_numbers(self.eps, self.bounds, type(self).__name__)
         check_number(self.step, "step")
         check_number(self.strength, "strength", above=False)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(sample_losses(model, x, y))
+            return mean(self._sample_losses(model, x, y))
         x = x.detach()
-        eps = column(self.eps, x)
-        with InputGradient(model, mode="keep", freeze=False) as oracle, torch.enable_grad():
-            g = attached_gradient(oracle.model, x, y)
-            other = attached_gradient(oracle.model, x + eps * uniform(x, self.generator), y)
-        x_adv = (x + min(self.step, 1) * eps * g.detach().sign()).clamp_(*self.bounds)
-        losses = sample_losses(model, x_adv, y)
+        eps = to_multiply(self.eps, "eps", x)
+        with (
+            InputGradient(model, mode="keep", freeze=False, **self._asked) as oracle,
+            torch.enable_grad(),
+            twice_differentiable(),
+        ):
+            g = self._attached(oracle.model, x, y)
+            other = self._attached(oracle.model, x + eps * uniform(x, self.generator), y)
+        x_adv = into_box(x + min(self.step, 1) * eps * g.detach().sign(), self.bounds)
+        losses = self._sample_losses(model, x_adv, y)
         return mean(losses + self.strength * (1 - cosines(g, other)))
+
+    def _attached(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        return gradient_of(self._sample_losses(model, leaf, y), leaf)
 
     def passes(self, batch: int = 1) -> Passes:
         return Passes(3, 2, 1, 3 * batch, 2 * batch, 3 * batch)

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from soatfast.attacks.base import Attack
+from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
+from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
-from soatfast.losses.base import Loss, mean, sample_losses
-from soatfast.losses.noise import check_linf, column, uniform
-from soatfast.ops.arguments import check_number
+from soatfast.losses.base import Loss, mean
+from soatfast.losses.noise import check_linf, into_box, uniform
+from soatfast.ops.arguments import Bounds, check_number, to_multiply
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NFGSM(Loss):
     r"""Adversarial training with one full step from a start of strong noise: mean_i l_i(x'_i).
 
@@ -57,28 +59,33 @@ class NFGSM(Loss):
 
     eps: float | Tensor = 8 / 255
     p: float = math.inf
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     noise: float = 2.0
     step: float = 1.0
     mode: Mode = "keep"
-    engine: str = "eager"
+    engine: Name = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Attack(eps=self.eps, bounds=self.bounds, mode=self.mode, engine=self.engine)  # has the checks of these
         check_linf(self)
+        check_numbers(self.eps, self.bounds, type(self).__name__)
         check_number(self.noise, "noise", above=False)
         check_number(self.step, "step")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        check_batch(x, y, self.bounds)
+        check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(sample_losses(model, x, y))
-        with InputGradient(model, mode=self.mode, engine=self.engine) as oracle, widened(oracle, x) as wide:
-            eps = column(self.eps, wide)
-            start = (wide + self.noise * eps * uniform(wide, self.generator)).clamp_(*self.bounds)
-            x_adv = (start + self.step * eps * oracle.gradient(start, y).sign()).clamp_(*self.bounds)
-        return mean(sample_losses(model, x_adv.to(x.dtype), y))
+            return mean(self._sample_losses(model, x, y))
+        with (
+            InputGradient(model, mode=self.mode, engine=self.engine, **self._asked) as oracle,
+            widened(oracle, x) as wide,
+        ):
+            eps = to_multiply(self.eps, "eps", wide)
+            start = into_box(wide + self.noise * eps * uniform(wide, self.generator), self.bounds)
+            x_adv = into_box(start + self.step * eps * oracle.gradient(start, y).sign(), self.bounds)
+        return mean(self._sample_losses(model, x_adv.to(x.dtype), y))
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=2, backward_input=1, backward_parameters=1)

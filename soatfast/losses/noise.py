@@ -1,4 +1,4 @@
-"""What the one-step losses share: uniform noise, radii shaped to multiply a batch, and the check that p is inf."""
+"""What the one-step losses share: uniform noise, clipping, and the check that p is inf."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soatfast.ops.arguments import Bounds
+
 
 def uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform in (-1, 1) per entry, of x's shape, dtype and device."""
     return torch.empty_like(x).uniform_(-1, 1, generator=generator)
 
 
-def column(value: float | Tensor, x: Tensor, name: str = "eps") -> float | Tensor:
-    """A number, or a tensor of shape () or (B,), shaped to multiply x (B, ...). ValueError for another length."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.dim() and len(value) not in (1, len(x)):
-        raise ValueError(f"{name} must be a number or have shape () or ({len(x)},), got {tuple(value.shape)}")
-    return value.to(x).view(-1, *(1,) * (x.dim() - 1)) if value.dim() else value.to(x)
+def into_box(t: Tensor, bounds: Bounds) -> Tensor:
+    """t clamped to the box, in place."""
+    return t.clamp_(*bounds)  # type: ignore[arg-type]
 
 
 def clip(v: Tensor, eps: float | Tensor) -> Tensor:
