@@ -10,6 +10,7 @@ import torch
 
 from soatfast import attacks, explain, losses, ops
 from soatfast.attacks.autoattack import AutoAttack
+from soatfast.memory import PerturbationMemory
 from soatfast.memory.crops import CropFlip
 from soatfast.ops.arguments import check_flag, check_number, check_radius, check_steps, norm_name, norm_order
 from soatfast.runs.files import describe
@@ -25,6 +26,13 @@ FLAGS = [(each, field.name) for each, field in FIELDS if field.type in ("bool", 
 NUMBERS = [(each, field) for each, field in FIELDS if type(field.default) in (int, float)]
 
 
+def made(cls, **fields):
+    """An instance with these fields; what has no default gets one."""
+    if "memory" in {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}:
+        fields = {"memory": PerturbationMemory(4, (1, 2, 2)), **fields}
+    return cls(**fields)
+
+
 def name_of(value):
     return getattr(value, "__name__", None) or getattr(value, "name", None)
 
@@ -38,7 +46,7 @@ def test_the_lists_below_are_not_empty():
 @pytest.mark.parametrize("value", ["False", 1, 0, None, np.True_, torch.tensor(True)])
 def test_a_flag_is_true_or_false(cls, name, value):
     with pytest.raises(TypeError, match=f"{name} must be True or False, got ") as error:
-        cls(**{name: value})
+        made(cls, **{name: value})
     assert "\n" not in str(error.value)
 
 
@@ -48,7 +56,7 @@ def test_a_numpy_scalar_is_a_number_and_becomes_pythons(cls, field):
     given = scalar(field.default)
     if not field.type.startswith(("int", "float")):
         return  # one of a few values: CURE's power
-    config = cls(**{field.name: given})
+    config = made(cls, **{field.name: given})
     value = getattr(config, field.name)
     assert type(value) is type(field.default) and value == given
     if issubclass(cls, (attacks.Attack, losses.Loss)):
