@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from soatfast.attacks import Attack
 from soatfast.gradients.counting import count_passes
 from soatfast.gradients.device import device_of
-from soatfast.gradients.state import ModelState
+from soatfast.gradients.state import ModelState, is_exported
 
 Samples = Dataset[Any] | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
@@ -44,7 +44,8 @@ def accuracy(
 ) -> AccuracyResult:
     """Share of samples whose true label is predicted, on clean input (attack=None) AND on the attacked one.
 
-    Samples that are wrong on clean input count as wrong and are not attacked: it could not change the figure.
+    Samples that are wrong on clean input count as wrong and are not attacked: it could not change the figure. A model
+    of ``torch.export``, whose batches may have one size only, is given whole batches.
     The model predicts in eval mode and gets its own mode back; what the attack sees is the attack's `mode`.
     Random starts come from `seed`; the caller's random state is left as it was. progress(done, total) is
     called after each batch.
@@ -65,18 +66,25 @@ def accuracy(
     with ModelState(model, "eval", freeze=False), count_passes(model) as passes, torch.random.fork_rng():
         torch.manual_seed(seed)
         correct = torch.cat([_right(model, a, b, device) for a, b in batches(x, y, batch_size)])
-        active = correct.nonzero().flatten()
-        attacked = 0 if attack is None else len(active)
-        if attack is not None:
-            for done in range(0, len(active), batch_size):
-                chosen = active[done : done + batch_size]
-                labels = y[chosen].to(device)
-                x_adv = attack(model, x[chosen].to(device), labels)
-                correct[chosen] = _right(model, x_adv, labels, device)
-                if progress is not None:
-                    progress(done + len(chosen), len(active))
+        groups = _groups(correct, batch_size, whole=is_exported(model)) if attack is not None else []
+        attacked, done = sum(map(len, groups)), 0
+        for chosen in groups:
+            assert attack is not None
+            labels = y[chosen].to(device)
+            x_adv = attack(model, x[chosen].to(device), labels)
+            correct[chosen] &= _right(model, x_adv, labels, device)
+            done += len(chosen)
+            if progress is not None:
+                progress(done, attacked)
     share = int(correct.sum()) / len(correct)
     return AccuracyResult(share, correct, attacked, dataclasses.asdict(passes.total()), time.perf_counter() - start)
+
+
+def _groups(correct: Tensor, batch_size: int, whole: bool) -> list[Tensor]:
+    """The numbers of the samples to attack, a batch each: the correct ones, or whole batches that hold some."""
+    if not whole:
+        return [chosen for chosen in correct.nonzero().flatten().split(batch_size) if len(chosen)]
+    return [chosen for chosen in torch.arange(len(correct)).split(batch_size) if correct[chosen].any()]
 
 
 def gather(data: Samples) -> tuple[Tensor, Tensor]:

@@ -281,6 +281,11 @@ def is_sharded(model: Any) -> bool:
     return any(kind is not None and kind.sharded for kind in kinds)
 
 
+def is_exported(model: nn.Module) -> bool:
+    """Whether part of the model is a module of ``torch.export``, which may take batches of one size only."""
+    return any("train" in m.__dict__ and isinstance(m, torch.fx.GraphModule) for m in behind.modules([model]))
+
+
 def _pass_by(module: nn.Module, inner: Callable[..., Any]) -> Callable[[], None]:
     """Let the module's forward be another one; returns what undoes it."""
     undo = functools.partial(_put_back_forward, module, module.__dict__.get("forward"))

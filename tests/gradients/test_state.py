@@ -280,6 +280,13 @@ def test_scripted_and_exported_models(kind):
         assert model[0].training
 
 
+def test_an_exported_model_of_one_batch_size_is_evaluated_in_whole_batches():
+    net, (x, y) = relu_net(torch.float32).eval(), batch(dtype=torch.float32)
+    y[:3] = net(x).argmax(1)[:3]
+    expected, found = (accuracy(m, (x, y), PLAIN) for m in (net, torch.export.export(net, (x,)).module()))
+    assert torch.equal(found.correct, expected.correct) and found.attacked == 6 > expected.attacked > 0
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_scripted_model_in_train_mode_gets_its_buffers_back():
     model, (x, y) = torch.jit.script(conv_net().train()), images()
