@@ -24,7 +24,8 @@ class PerturbationMemory(Rows):
     r"""The perturbation of every training sample, keyed by the data set's index: u_i = v_i / eps, in the unit ball.
 
     A sample never seen has u = 0. Kept in units of eps, so that an eps ramp rescales all of it at no cost. For use with
-    ``AdversarialTraining(attack, memory=memory)(model, x, y, index)``, or SCORPIO.
+    ``AdversarialTraining(attack, memory=memory)(model, x, y, index)``, or SCORPIO. It is the wrong choice where a
+    sample is visited in fewer than about five epochs, and where images are changed by more than crops and flips.
 
     Args:
         samples: size of the data set; index 0..samples - 1.

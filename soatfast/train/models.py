@@ -90,7 +90,7 @@ class FastVGG(nn.Module):
 
     A 2x2 convolution to 3/4 ``width`` channels, three blocks of ``width``, 2 and 4 times as many, each of which halves
     the image, the largest value of each channel, and a linear layer. It follows the clean-accuracy record network
-    airbench (Jordan 2024) without its whitened first layer and identity start, which gained nothing in robust training
+    airbench (Jordan 2024) without its whitened first layer and identity start: simpler, and level in one run
     (docs/natural-images.md). 295 096 parameters at the default width, 3 channels and 10 classes.
     """
 
