@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
-from soatfast.losses.regulariser import Regularised, gradient_of, norms
+from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
 from soatfast.ops.arguments import as_column, check_number
 
 
@@ -62,7 +62,7 @@ class CURE(Regularised):
         g = gradient_of(losses, x)
         sign = torch.sign(g.detach())
         length = as_column(sign.flatten(1).norm(dim=1).clamp_min(1), x)
-        moved = self._attached_gradient(oracle.model, x.detach() + self.h * sign / length, y)
+        moved = attached_gradient(self, oracle.model, x.detach() + self.h * sign / length, y)
         distance = norms(moved - g, 2)
         return self.strength * (distance if self.power == 1 else distance**2)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
 from soatfast.losses.base import Loss, mean
 from soatfast.losses.noise import check_linf, into_box, uniform
-from soatfast.losses.regulariser import gradient_of, norms
+from soatfast.losses.regulariser import attached_gradient, norms
 from soatfast.ops.arguments import Bounds, check_number, to_multiply
 
 
@@ -83,15 +82,11 @@ class GradAlign(Loss):
             torch.enable_grad(),
             twice_differentiable(),
         ):
-            g = self._attached(oracle.model, x, y)
-            other = self._attached(oracle.model, x + eps * uniform(x, self.generator), y)
+            g = attached_gradient(self, oracle.model, x, y)
+            other = attached_gradient(self, oracle.model, x + eps * uniform(x, self.generator), y)
         x_adv = into_box(x + min(self.step, 1) * eps * g.detach().sign(), self.bounds)
         losses = self._sample_losses(model, x_adv, y)
         return mean(losses + self.strength * (1 - cosines(g, other)))
-
-    def _attached(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
-        leaf = x.detach().requires_grad_()
-        return gradient_of(self._sample_losses(model, leaf, y), leaf)
 
     def passes(self, batch: int = 1) -> Passes:
         return Passes(3, 2, 1, 3 * batch, 2 * batch, 3 * batch)

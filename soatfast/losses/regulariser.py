@@ -105,11 +105,6 @@ class Regularised(Loss):
         """R_i (B,), with its weight; x is the leaf of which losses (B,) were computed."""
         raise NotImplementedError
 
-    def _attached_gradient(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
-        """g(x) with its graph to the parameters; x itself is held fixed. One forward, one backward to the input."""
-        leaf = x.detach().requires_grad_()
-        return gradient_of(self._sample_losses(model, leaf, y), leaf)
-
     def _passes(self, batch: int, attached: int, gradients: int, steps: int = 0) -> Passes:
         """`attached` forwards that the last backward goes through again, `gradients` input gradients of them, and
         `steps` passes without a graph.
@@ -127,6 +122,12 @@ def _with_its_gradients(oracle: InputGradient, value: Tensor, name: str) -> Tens
     slopes = torch.autograd.grad(value, parameters, allow_unused=True)
     used = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
     return Recycled.deferred(value.detach(), used)
+
+
+def attached_gradient(loss: Loss, model: Any, x: Tensor, y: Tensor) -> Tensor:
+    """g(x) with its graph to the parameters; x itself is held fixed. One forward, one backward to the input."""
+    leaf = x.detach().requires_grad_()
+    return gradient_of(loss._sample_losses(model, leaf, y), leaf)
 
 
 def gradient_of(losses: Tensor, leaf: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from soatfast.attacks.region import check_numbers
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.losses.base import fields_of
-from soatfast.losses.regulariser import Regularised, gradient_of, norms
+from soatfast.losses.regulariser import Regularised, attached_gradient, gradient_of, norms
 from soatfast.ops.arguments import Bounds, as_column, check_number, check_radius, check_steps, per_sample
 
 
@@ -115,7 +115,7 @@ class SOAR(Regularised):
         z = torch.empty_like(x).normal_(generator=self.generator)
         last = torch.empty(len(x), dtype=x.dtype, device=x.device).normal_(generator=self.generator)
         length = as_column(ops.lp_norm(z, 2).to(x.dtype), x)
-        moved = self._attached_gradient(oracle.model, x.detach() + self.h * z / length, y)
+        moved = attached_gradient(self, oracle.model, x.detach() + self.h * z / length, y)
         upper = length / self.h * (moved - g) + as_column(last, x) * g
         lower = (g * z).flatten(1).sum(1) + last
         return norms(torch.cat([upper.flatten(1), lower.unsqueeze(1)], 1), 2)

@@ -49,6 +49,10 @@ EVERY = {
     "stn": lambda **k: sf.STN(**k),
     "asod": lambda **k: sf.STN(noise="asod", eps=0.1, steps=1, samples=2, **k),
     "sora": lambda **k: sf.SORA(**k),
+    "n-fgsm": lambda **k: sf.NFGSM(**k),
+    "elle": lambda **k: sf.ELLE(strength=1.0, **k),
+    "grad-align": lambda **k: sf.GradAlign(**k),
+    "free": lambda **k: sf.Free(**k),
     "plain": lambda **k: sf.CrossEntropy(**k),
 }
 

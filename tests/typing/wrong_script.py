@@ -12,6 +12,9 @@ def mistakes() -> None:
     sf.PDG(eps=0.1)  # error: PDG
     sf.PGD(engine=3)  # error: engine
     sf.PGD(epsilon=0.1)  # error: epsilon
+    sf.PGD(engine="bf16+chanels_last")  # error: engine
+    sf.SimBA(objective="margn")  # error: objective
+    sf.MART(objective="cross-entropy")  # error: objective
     sf.TRADES(steps="10")  # error: steps
     sf.AdversarialTraining(attack="pgd")  # error: Attack
     sf.PerturbationMemory("100", (4,))  # error: int
