@@ -154,7 +154,7 @@ def choice(cls: type) -> type[Choice]:
     """The dataclass of those fields of an attack or loss that the command line can say, with their help.
 
     >>> [f.name for f in dataclasses.fields(choice(attacks.PGD))]
-    ['objective', 'mode', 'engine', 'steps', 'step_size', 'random_start', 'restarts', 'best']
+    ['objective', 'mode', 'engine', 'output', 'steps', 'step_size', 'random_start', 'restarts', 'best']
     >>> choice(attacks.PGD)(steps=7).make(eps=0.3, p=2).eps
     0.3
     """

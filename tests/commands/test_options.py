@@ -13,8 +13,8 @@ from soatfast.commands import main as cli
 from soatfast.commands.options import class_name
 from soatfast.losses import AdversarialTraining, Loss
 
-UNSAYABLE = {"eps", "p", "bounds", "targeted", "generator", "memory", "state"}
-"""eps, p: options of the command. bounds, targeted: images in [0, 1], true labels. The rest is no word."""
+UNSAYABLE = {"eps", "p", "bounds", "targeted", "forward", "mask", "generator", "memory", "state"}
+"""eps, p: options of the command. bounds, targeted: images in [0, 1], true labels. Else functions, tensors, state."""
 SAID_OTHERWISE = {AdversarialTraining}
 """By its attack, named at the end of `soatfast train`."""
 
