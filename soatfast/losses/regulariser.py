@@ -119,7 +119,7 @@ def _with_its_gradients(oracle: InputGradient, value: Tensor, name: str) -> Tens
     if oracle.state.sharded:
         raise TypeError(f'{name} of a model with FSDP and torch.utils.checkpoint needs mode="keep"')
     parameters = oracle.state.attached
-    slopes = torch.autograd.grad(value, parameters, allow_unused=True)
+    slopes = torch.autograd.grad(value, parameters, allow_unused=True) if parameters else ()
     used = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
     return Recycled.deferred(value.detach(), used)
 
