@@ -226,7 +226,7 @@ BREAKS = {
     "TRADES": (TRADES(eps=0.1, steps=2), 32),
     "SCORPIO": (SCORPIO(eps=0.1, steps=2), 24),
 }
-"""Graph breaks as docs/any-model.md gives them: the most that torch 2.13 was seen to make."""
+"""Bounds of the graph breaks, as docs/any-model.md gives them: torch 2.13 made fewer."""
 
 
 @pytest.mark.parametrize("name", BREAKS)
