@@ -27,8 +27,6 @@ nitpicky = True
 nitpick_ignore_regex = [("py:(class|obj|data)", r"(?!soatfast).*")]
 
 autodoc_member_order = "bysource"
-# Fields that a loss inherits name types of the base's file: a signature with one of them unknown would not be read at all.
-autodoc_type_aliases = {name: name for name in ("Forward", "Named", "Objective", "Output")}
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

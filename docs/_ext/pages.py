@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -178,14 +179,19 @@ def generate(app: Any) -> None:
 def signature(
     app: Any, what: str, name: str, item: object, options: Any, arguments: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """8/255 as people write it, not 0.03137254901960784."""
+    """8/255 as people write it, not 0.03137254901960784; classes by the path of their page, as two may share a name."""
+    around = sys.modules.get(getattr(item, "__module__", ""))
+
+    def path(match: re.Match[str]) -> str:
+        home: str = app.reference.homes.get(id(getattr(around, match[0], None)), match[0])
+        return home
 
     def fraction(match: re.Match[str]) -> str:
         times = 255 * float(match[0])
         return f"{round(times)}/255" if abs(times - round(times)) < 1e-12 else match[0]
 
     shown = arguments and re.sub(r"0\.0\d{9,}", fraction, arguments).replace("<factory>", "...")
-    return shown, returned
+    return shown and re.sub(r"(?<![\w.'])[A-Z]\w+", path, shown), returned
 
 
 def resolve(app: Any, env: Any, node: nodes.Element, content: nodes.Element) -> nodes.Element | None:
