@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -143,13 +147,35 @@ def test_the_scripts_of_the_other_pages(capsys):
 
 
 def test_the_new_attack_of_contributing_passes_its_test(monkeypatch):
-    (diff,) = blocks("CONTRIBUTING.md", "diff")
+    (diff,) = (text for text in blocks("CONTRIBUTING.md", "diff") if "random_sign.py" in text)
     files = {path: new_side(text) for path, text in (part.split("\n", 1) for part in diff.split("+++ ")[1:])}
     names = {"__name__": __name__}
     exec(files["soatfast/attacks/random_sign.py"], names)
     monkeypatch.setattr(sf.attacks, "RandomSign", names["RandomSign"], raising=False)
     exec(files["tests/attacks/test_random_sign.py"], names)
     names["test_every_entry_moves_by_eps_and_half_of_them_up"]()
+
+
+def test_the_new_op_of_contributing_applies_and_passes_the_tests_of_every_op(tmp_path):
+    (diff,) = (text for text in blocks("CONTRIBUTING.md", "diff") if "contract.py" in text)
+    for folder in ("soatfast", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.html"))
+    applied = subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, capture_output=True)
+    assert applied.returncode == 0, applied.stderr
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/ops/test_mean_abs.py",
+        "tests/ops/test_every_op.py",
+        "-k",
+        "mean_abs",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and re.search(r"2\d passed", done.stdout), done.stdout[-2000:] + done.stderr
 
 
 def links(page: Path) -> list[str]:
