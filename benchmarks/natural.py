@@ -25,6 +25,7 @@ from soatfast.evaluate.accuracies import accuracy
 from soatfast.gradients.passes import Passes
 from soatfast.runs import parts
 from soatfast.runs.errors import UserError
+from soatfast.runs.figures import clear_axes, figure
 from soatfast.runs.files import digest, fingerprint, make_writable, write_text
 from soatfast.train import Data, TrainConfig, load_data, load_weights, make_model, train
 from soatfast.train.checkpoint import AVERAGED
@@ -212,12 +213,8 @@ def write(options: Options, name: str, text: str) -> None:
 
 def curves(path: Path, panels: dict[str, Sequence[Found]]) -> None:
     """PGD-50 accuracy against core-seconds (above) and against passes (below): a column a panel, a colour a method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(panels), 7), dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(panels), squeeze=False)
+    made = figure((4.5 * len(panels), 7))
+    axes = made.subplots(2, len(panels), squeeze=False)
     measures: list[tuple[str, Callable[[Found], float]]] = [
         ("core-seconds", lambda one: one.seconds),
         ("passes", lambda one: one.total_passes),
@@ -231,6 +228,6 @@ def curves(path: Path, panels: dict[str, Sequence[Found]]) -> None:
             axis.set_xlabel(name)
             axis.set_ylabel("PGD-50 accuracy (%)")
             axis.set_title(title, fontsize=10)
-            axis.grid(color="#DDDDDD", linewidth=0.7)
+            clear_axes(axis)
             axis.legend(fontsize=7)
-    figure.savefig(path, format="png")
+    made.savefig(path, format="png")

@@ -20,7 +20,9 @@ from soatfast.attacks.task import Task
 from soatfast.commands.methods import ATTACKS
 from soatfast.commands.options import Choice, Chosen, attack_classes, check_torchattacks, subcommands
 from soatfast.gradients.counting import count_passes
+from soatfast.gradients.device import default_device
 from soatfast.gradients.passes import Passes
+from soatfast.ops.arguments import norm_name
 from soatfast.runs import files, parts
 from soatfast.runs.errors import UserError
 from soatfast.runs.files import fingerprint
@@ -103,7 +105,7 @@ def run(config: AttackConfig, progress: Progress | None = None) -> Table:
     attacker = config.make(data)
     samples = _chosen(config, data)
     torch.manual_seed(config.seed)
-    model = config.subject.make_model(data).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = config.subject.make_model(data).to(default_device()).eval()
     options = _options(config, data, attacker, model, len(samples))  # type: ignore[arg-type]
     if config.fresh:
         remove_command(folder, "attack", "an attack", parts.FOLDER, EXAMPLES, RESULTS, SHOWN)
@@ -246,7 +248,7 @@ def _table(config: AttackConfig, results: dict[str, Any]) -> Table:
         "backward": passes["backward_input_samples"] / count,
         "seconds": results["seconds"],
     }
-    ball = f"{'Linf' if config.p == math.inf else f'L{config.p:g}'} eps {config.eps:g}"
+    ball = f"{norm_name(config.p)} eps {config.eps:g}"
     note = (
         f"{ball}, {count} samples ({config.split}). attacked: right without the attack and with it. F, B-in: forward "
         f"passes and backward passes to the input, counted during the attack."

@@ -22,6 +22,7 @@ from soatfast.commands.methods import BASELINE, COLUMNS, DEMO, METHODS, QUICK, s
 from soatfast.commands.options import check_norm, check_torchattacks, listed, nearest
 from soatfast.evaluate.accuracies import AccuracyResult, accuracy, gather
 from soatfast.gradients.passes import Passes
+from soatfast.ops.arguments import norm_name
 from soatfast.runs import figures as pictures
 from soatfast.runs import files, parts
 from soatfast.runs.errors import UserError
@@ -218,7 +219,7 @@ def _table(config: CompareConfig, runs: dict[str, list[Trained]]) -> Table:
 
 
 def _ball(config: CompareConfig) -> str:
-    return f"{'Linf' if config.p == math.inf else 'L2'} eps {config.eps:g}"
+    return f"{norm_name(config.p)} eps {config.eps:g}"
 
 
 def _write(config: CompareConfig, data: Data, runs: dict[str, list[Trained]], table: Table) -> None:

@@ -14,7 +14,7 @@ from soatfast.commands.finished import Finished, open_comparison
 from soatfast.commands.methods import METHODS
 from soatfast.gradients.oracle import InputGradient
 from soatfast.runs import files, parts
-from soatfast.runs.figures import PALETTE
+from soatfast.runs.figures import PALETTE, clear_axes, figure
 from soatfast.runs.files import digest, fingerprint
 from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Start
@@ -129,12 +129,8 @@ def _table(values: dict[str, Tensor], config: CurvatureConfig, count: int) -> Ta
 
 def _picture(path: Path, values: dict[str, Tensor]) -> None:
     """The share of samples with a larger eigenvalue, a line for each method, on a logarithmic axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.4), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    made = figure((7.2, 4.4))
+    axis = made.subplots()
     floor = 1e-6 * max(float(value.max()) for value in values.values())
     for name, value in values.items():
         ordered = value.clamp_min(floor).sort().values
@@ -145,7 +141,6 @@ def _picture(path: Path, values: dict[str, Tensor]) -> None:
     axis.set_xlabel(f"largest eigenvalue of the input Hessian (smaller than {floor:.1g}: drawn there)")
     axis.set_ylabel("samples at least as curved (%)")
     axis.set_ylim(0, 101)
-    axis.grid(color="#DDDDDD", linewidth=0.7)
-    axis.spines[["top", "right"]].set_visible(False)
+    clear_axes(axis)
     axis.legend(frameon=False, fontsize=9)
-    figure.savefig(path, format="png")
+    made.savefig(path, format="png")

@@ -17,7 +17,9 @@ from soatfast.attacks.task import check_ball
 from soatfast.commands.options import check_torchattacks
 from soatfast.evaluate.accuracies import batches, gather
 from soatfast.evaluate.records import FILE
+from soatfast.gradients.device import default_device
 from soatfast.gradients.passes import Passes
+from soatfast.ops.arguments import norm_name
 from soatfast.runs import files
 from soatfast.runs.files import fingerprint
 from soatfast.runs.progress import Progress, Report
@@ -87,7 +89,7 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> list[Table]
     data = config.subject.load_data()
     samples = data.first(config.samples, config.samples).test
     torch.manual_seed(config.seed)
-    model = config.subject.make_model(data).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = config.subject.make_model(data).to(default_device()).eval()
     x, y = gather(samples)
     found = ev.suite(
         model,
@@ -111,7 +113,7 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> list[Table]
 
 
 def _ball(config: EvaluateConfig) -> str:
-    return f"{'Linf' if config.p == math.inf else 'L2'} eps {config.eps:g}"
+    return f"{norm_name(config.p)} eps {config.eps:g}"
 
 
 def _attacks(config: EvaluateConfig, data: Data) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from soatfast.commands.options import nearest
 from soatfast.explain import ContrastivePair, Explanation, PertinentNegative, PertinentPositive, Saliency, gallery
 from soatfast.explain.explanation import Role
 from soatfast.gradients.passes import Passes
+from soatfast.ops.arguments import norm_name
 from soatfast.runs import files, parts
 from soatfast.runs.files import digest, fingerprint
 from soatfast.runs.progress import Progress
@@ -99,7 +100,7 @@ def run(config: ExplainConfig, progress: Progress | None = None) -> Table:
         path = folder / f"contrastive-{name}.png"
         _contrastive(path, x, y, results[name], f"{title}, {METHODS[name].label}")
     attack_name = ATTACKS[config.attack].label
-    ball = f"{'Linf' if found.p == math.inf else 'L2'} eps {found.config['eps']:g}"
+    ball = f"{norm_name(found.p)} eps {found.config['eps']:g}"
     scale = found.config["eps"] if found.p == math.inf else None
     gallery.perturbations(folder / "perturbations.png", x, y, shown, scale, f"{title}, {attack_name}, {ball}")
     styles = [list(METHODS).index(name) for name in names]

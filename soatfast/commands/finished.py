@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from soatfast.commands.methods import METHODS
+from soatfast.gradients.device import default_device
 from soatfast.runs import files
 from soatfast.runs.errors import UserError
 from soatfast.runs.folder import OPTIONS
@@ -53,7 +54,7 @@ class Finished:
         with torch.random.fork_rng(devices=[]):  # the fresh weights, which are not kept, are drawn
             model = make_model(self.config["model"], self.data.shape, self.data.classes, width)
         checkpoint.load_weights(model, weights)
-        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return model.eval().to(default_device())
 
 
 def open_comparison(folder: Path) -> Finished:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from soatfast.gradients.device import default_device
 from soatfast.gradients.engine import parse
 from soatfast.gradients.timing import Timing, candidates, tune
 from soatfast.runs import files
@@ -55,7 +56,7 @@ def run(config: TuneConfig, progress: Progress | None = None) -> Table:
     write_options(config.run_dir, {"command": "tune", "config": files.describe(config)})
     data = config.subject.load_data()
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     model = config.subject.make_model(data).to(device)
     count = len(data.test)  # type: ignore[arg-type]
     picked = [data.test[i % count] for i in range(config.batch_size)]

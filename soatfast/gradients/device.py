@@ -1,4 +1,4 @@
-"""Where a model is."""
+"""Where a model is, and where a command puts one."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def device_of(model: nn.Module) -> torch.device:
     device(type='cpu')
     """
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def default_device() -> torch.device:
+    """A GPU where torch sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

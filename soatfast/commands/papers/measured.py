@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from soatfast.ops.arguments import norm_name
 from soatfast.runs.table import mean_and_spread
 
 
@@ -46,7 +47,7 @@ class Measured:
 def measured(results: dict[str, Any]) -> Measured:
     """The figures of a results.json."""
     config, methods = results["config"], results["methods"]
-    norm = "Linf" if config["p"] == "inf" else "L2"
+    norm = norm_name(float(config["p"]))
     headers = {column["key"]: column["header"].removesuffix(" %") for column in results["table"]["columns"]}
     accuracy = {
         name: {key: [100 * run["evaluation"][key]["accuracy"] for run in method["runs"]] for key in results["attacks"]}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from soatfast.commands.methods import METHODS
-from soatfast.runs.figures import PALETTE
+from soatfast.runs.figures import PALETTE, figure
 from soatfast.runs.table import mean_and_spread
 
 
@@ -56,14 +56,10 @@ def losses(series: Sequence[tuple[str, str, list[dict[str, Any]]]]) -> bytes:
 
 
 def _axis(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    made = figure((width, height))
+    axis = made.subplots()
     axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
+    return made, axis
 
 
 def _png(figure: Any) -> bytes:
