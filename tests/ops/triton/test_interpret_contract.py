@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import soatfast.ops as ops
+from soatfast.ops import streaming
 from soatfast.testing import LAYOUTS, op_cases
 from tests.ops.triton.interpreted import OPS, force_streaming, launcher, only_interpreted, quiet
 
@@ -97,7 +98,7 @@ def test_channels_last_through_the_public_functions(op: str, monkeypatch: pytest
     }
     with ops.backend("reference"):
         expected = _outputs(calls[op]())
-    monkeypatch.setattr(ops, "kernel", launcher)
+    monkeypatch.setattr(streaming, "kernel", launcher)
     got = _outputs(calls[op]())
     for mine, twin in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, twin, rtol=1e-5, atol=1e-6)
