@@ -16,7 +16,7 @@ from benchmarks.bench_attack import bare_passes, problem
 from benchmarks.bench_peers import ALPHA, EPS, STEPS, check, mean_loss
 from benchmarks.harness import race
 from soatfast.attacks import PGD
-from soatfast.gradients import engine
+from soatfast.gradients import oracle
 
 ENGINES = ("channels_last", "bf16", "bf16+channels_last", "compile+bf16+channels_last")
 
@@ -51,7 +51,7 @@ def bench_cast_weights(benchmark: Any, batch: int) -> None:
     attack = PGD(eps=EPS, step_size=ALPHA, steps=STEPS, random_start=False, engine="bf16")
 
     def in_every_pass() -> torch.Tensor:
-        with mock.patch.object(engine, "casts_once", lambda *_: False):
+        with mock.patch.object(oracle, "casts_once", lambda *_: False):
             return attack(model, x, y)
 
     assert torch.equal(attack(model, x, y), in_every_pass())
