@@ -32,7 +32,7 @@ def test_sizes_are_those_of_a_memory(monkeypatch):
 
 
 def test_the_documentation_has_this_table():
-    assert memory_rate.sizes() in (DOCS / "replay.md").read_text(encoding="utf-8")
+    assert memory_rate.sizes() in (DOCS / "memory.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("cold", [False, True])

@@ -99,6 +99,7 @@ def test_files(done):
     for name in DEMO:
         folder = config.run_dir / name / "seed-0"
         assert {p.name for p in folder.iterdir()} == {
+            "checkpoint-0001",
             "checkpoint-0002",
             "model.safetensors",
             "options.json",

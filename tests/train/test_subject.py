@@ -102,7 +102,7 @@ def test_a_wrong_factory_is_named(here, spec, text):
 
 
 def test_wrong_names_and_widths(here):
-    with pytest.raises(ValueError, match=r"small-cnn, resnet18, wrn-34-10 or package.module:factory, got 'vgg'"):
+    with pytest.raises(ValueError, match=r"small-cnn, fast, resnet18, wrn-34-10 or package.module:factory, got 'vgg'"):
         make_model("vgg", (1, 8, 8), 10)
     with pytest.raises(ValueError, match="got 8 for wrn-34-10"):
         make_model("wrn-34-10", (3, 8, 8), 10, 8)
