@@ -70,14 +70,7 @@ class PassCounter:
 
     def total(self) -> Passes:
         """The counts so far, as a value that compares with ``attack.passes(batch)``."""
-        return Passes(
-            self.forward,
-            self.backward_input,
-            self.backward_parameters,
-            self.forward_samples,
-            self.backward_input_samples,
-            self.backward_parameters_samples,
-        )
+        return Passes(*(getattr(self, f.name) for f in dataclasses.fields(Passes)))
 
     def __repr__(self) -> str:
         return repr(self.total()).replace("Passes", "PassCounter")
