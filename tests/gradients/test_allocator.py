@@ -20,8 +20,8 @@ def faults():
 
 given_back = faults()
 done = soatfast.keep_memory()
-faults()  # the heap grows, and once more where a small block came to lie behind the first large one
-print(done, given_back, faults())
+# The heap grows at first, and again whenever a small block came to lie behind the large one.
+print(done, given_back, min(faults() for _ in range(6)))
 """
 
 
