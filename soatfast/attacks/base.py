@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from soatfast.attacks.region import Region, check_bounds, check_entries, check_region, has_entries, is_needed
@@ -192,8 +193,14 @@ class Attack(ByValue):
     """Whether all of _perturb runs on the device, so that it can be one CUDA graph."""
 
     def _run_recorded(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
-        """_perturb as one CUDA graph. Fields that are tensors (eps, step_size) are inputs of it."""
+        """_perturb as one CUDA graph. Fields that are or may be tensors (eps, step_size) are inputs of it.
+
+        So a schedule of eps, by numbers too, needs one recording. A number becomes a float64 tensor: no digit is lost.
+        """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for f in dataclasses.fields(self):
+            if "Tensor" in str(f.type) and isinstance(values[f.name], int | float):
+                values[f.name] = torch.full((), values[f.name], dtype=torch.float64, device=x.device)
         generator = values.pop("generator", None)
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         fixed = [(name, value) for name, value in values.items() if name not in tensors]

@@ -2,6 +2,7 @@
 
 from soatfast.gradients.allocator import keep_memory
 from soatfast.gradients.counting import PassCounter, count_passes
+from soatfast.gradients.graphs import release_graphs
 from soatfast.gradients.objectives import Objective
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
@@ -16,5 +17,6 @@ __all__ = [
     "Timing",
     "count_passes",
     "keep_memory",
+    "release_graphs",
     "tune",
 ]

@@ -19,8 +19,7 @@ def without_tf32() -> Iterator[None]:
     Both of torch's switches are understood, ``allow_tf32`` and ``fp32_precision``: torch refuses to read the first
     where the second was used.
     """
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    places: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
+    cuda, cudnn, places = torch.backends.cuda, torch.backends.cudnn, _places()
     try:
         old = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cuda.matmul.allow_tf32
     except RuntimeError:
@@ -39,6 +38,16 @@ def without_tf32() -> Iterator[None]:
             cudnn.allow_tf32 = old[1]
         for place, value in before:
             place.fp32_precision = value
+
+
+def float32_precision() -> tuple[str, ...]:
+    """The precision that torch's switches give float32 passes now, one word a kind of kernel; unset is "ieee"."""
+    return tuple("ieee" if place.fp32_precision == "none" else place.fp32_precision for place in _places())
+
+
+def _places() -> list[Any]:
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    return [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
 
 
 def _set_value(place: Any) -> str:

@@ -280,7 +280,7 @@ class InputGradient:
         assert isinstance(self.model, nn.Module)
         name = next(name for name, function in objectives.OBJECTIVES.items() if function is self.objective)
         key = (*key, name, self.sign, self.engine, self.input_dtype, self.output)
-        outputs = graphs.run_recorded(self.model, key, run, inputs, generator)
+        outputs = graphs.run_recorded(self.model, self.state.modules, key, run, inputs, generator)
         self.logits = outputs[-1]
         check_labels(inputs[1], self.logits.shape[1])  # of this batch: the recording has checked its own
         return outputs

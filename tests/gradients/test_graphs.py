@@ -1,38 +1,27 @@
-"""CUDA graphs: on a GPU against eager; without one the keys, with recordings that run their function again."""
+"""CUDA graphs: on a GPU against eager; without one keys, addresses and lifetimes, with graphs that a CPU replays."""
 
+import contextlib
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
+import soatfast as sf
 from soatfast.attacks import FGSM, HAAT, MIFGSM, PGD, FrankWolfe
 from soatfast.gradients import InputGradient, graphs
+from soatfast.gradients.full_precision import without_tf32
 from soatfast.losses import SCORPIO, TRADES
-
-
-class Replayed:
-    """As a CUDA graph: what Python decided is decided, the values behind the addresses are read anew."""
-
-    made = 0
-
-    def __init__(self, run, inputs, generator=None):
-        type(self).made += 1
-        self.inputs = [t.detach().clone() for t in inputs]
-        self.run = run
-
-    def __call__(self, inputs):
-        for mine, given in zip(self.inputs, inputs, strict=True):
-            mine.copy_(given)
-        return tuple(t.clone() for t in self.run(*self.inputs))
+from tests.gradients import fake_graphs
 
 
 @pytest.fixture
 def recordings(monkeypatch):
     monkeypatch.setattr(graphs, "check_device", lambda device: None)
-    monkeypatch.setattr(graphs, "Recording", Replayed)
-    Replayed.made = 0
-    return Replayed
+    yield fake_graphs.install(monkeypatch).graphs
+    graphs.release_graphs()
 
 
 def problem(batch=4, device="cpu"):
@@ -60,9 +49,9 @@ def test_an_attack_is_one_recording_for_all_batches_of_a_shape(recordings, attac
     for seed in range(3):
         points = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(graphed(model, points, y), attack(model, points, y))
-    assert recordings.made == 1
+    assert len(recordings) == 1
     graphed(model, x[:2], y[:2])
-    assert recordings.made == 2
+    assert len(recordings) == 2
 
 
 def test_a_gradient_is_one_recording(recordings):
@@ -72,7 +61,7 @@ def test_a_gradient_is_one_recording(recordings):
             expected, found = eager(points, y), oracle(points, y)
             assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
             assert torch.equal(oracle.logits, eager.logits)
-    assert recordings.made == 1
+    assert len(recordings) == 1
 
 
 def test_what_changes_in_place_needs_no_new_recording(recordings):
@@ -87,7 +76,7 @@ def test_what_changes_in_place_needs_no_new_recording(recordings):
         optimizer.step()
     model.load_state_dict(problem()[0].state_dict())
     assert torch.equal(attack(model, x, y), dataclasses.replace(attack, engine="eager")(model, x, y))
-    assert recordings.made == 1
+    assert len(recordings) == 1
 
 
 def test_what_is_structural_is_another_recording(recordings):
@@ -95,7 +84,6 @@ def test_what_is_structural_is_another_recording(recordings):
     base = PGD(eps=0.1, steps=2, random_start=False, engine="graph")
     changed = [
         base,
-        base.with_eps(0.2),
         base.with_steps(3),
         dataclasses.replace(base, targeted=True),
         dataclasses.replace(base, objective="margin"),
@@ -105,10 +93,10 @@ def test_what_is_structural_is_another_recording(recordings):
     for count, attack in enumerate(changed, 1):
         for _ in range(2):
             assert torch.equal(attack(model, x, y), dataclasses.replace(attack, engine="eager")(model, x, y))
-        assert recordings.made == count
+        assert len(recordings) == count
     model[0].weight.data = model[0].weight.data.clone()  # it lies elsewhere now
     base(model, x, y)
-    assert recordings.made == len(changed) + 1
+    assert len(recordings) == len(changed) + 1
 
 
 def test_only_so_many_are_kept(recordings):
@@ -118,10 +106,132 @@ def test_only_so_many_are_kept(recordings):
     assert len(graphs._recordings[model]) == graphs.KEPT
 
 
-def test_labels_of_every_batch_are_checked(recordings):
+def test_a_schedule_of_radii_by_numbers_is_one_recording(recordings):
+    model, x, y = problem()
+    attack = PGD(eps=0.1, steps=2, random_start=False, engine="graph")
+    for step in range(1, 6):
+        ramp = dataclasses.replace(attack, eps=0.02 * step, step_size=0.007 * step)
+        assert torch.equal(ramp(model, x, y), dataclasses.replace(ramp, engine="eager")(model, x, y))
+    assert len(recordings) == 1
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@contextlib.contextmanager
+def setting(place, name, value):
+    before = getattr(place, name)
+    setattr(place, name, value)
+    yield
+    setattr(place, name, before)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        autocast,
+        lambda: setting(torch.backends.cuda.matmul, "allow_tf32", True),
+        lambda: setting(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32),
+        lambda: setting(torch.backends.cudnn, "deterministic", True),
+    ],
+    ids=["autocast", "matmul", "cudnn", "deterministic"],
+)
+def test_a_setting_of_precision_around_the_call_is_another_recording(recordings, around):
+    model, x, y = problem()
+    attack = PGD(eps=0.1, steps=2, random_start=False, engine="graph")
+    attack(model, x, y)
+    with around():
+        found = attack(model, x, y)
+        assert torch.equal(found, dataclasses.replace(attack, engine="eager")(model, x, y))
+    assert len(recordings) == 2
+    attack(model, x, y)
+    assert len(recordings) == 2
+    assert not any(graph.cached_casts for graph in recordings) and torch.is_autocast_cache_enabled()
+
+
+def test_a_full_precision_gradient_is_not_served_by_a_tf32_recording(recordings):
+    model, x, y = problem()
+    with setting(torch.backends.cuda.matmul, "allow_tf32", True):
+        with InputGradient(model, engine="graph") as oracle:
+            oracle.gradient(x, y)
+        with InputGradient(model, engine="graph") as oracle, without_tf32():
+            oracle.gradient(x, y)
+    assert len(recordings) == 2
+
+
+def test_inference_mode_and_plain_calls_share_a_recording(recordings):
+    model, x, y = problem()
+    attack = PGD(eps=0.1, steps=2, random_start=False, engine="graph")
+    with torch.inference_mode():
+        first = attack(model, x.clone(), y)
+    expected = dataclasses.replace(attack, engine="eager")(model, x, y)
+    assert torch.equal(first, expected) and torch.equal(attack(model, x, y), expected)
+    assert len(recordings) == 1
+
+
+def test_an_input_that_requires_grad_leaves_no_graph_behind(recordings):
+    model, x, y = problem()
+    leaf = x.clone().requires_grad_()
+    with InputGradient(model, engine="graph") as oracle:
+        loss, g = oracle(leaf * 1.0, y)
+        kept = next(iter(graphs._recordings[model].values()))[0]._inputs
+    assert not any(t.requires_grad for t in kept) and not loss.requires_grad and not g.requires_grad
+
+
+def test_two_recordings_replayed_in_turn_do_not_spoil_each_other(recordings):
+    model, x, y = problem()
+    attacks = [PGD(eps=0.1, steps=n, random_start=False, engine="graph") for n in (1, 2)]
+    expected = [dataclasses.replace(attack, engine="eager")(model, x, y) for attack in attacks]
+    for attack in attacks:
+        attack(model, x, y)
+    found = [attack(model, x, y) for attack in attacks]  # both are kept while the other runs
+    assert len({graph.pool for graph in recordings}) == 1
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_recording_is_made_on_one_stream_apart_that_waits_for_the_callers(recordings):
+    model, x, y = problem()
+    FGSM(eps=0.1, engine="graph")(model, x, y)
+    (graph,) = recordings
+    assert graph.mode == "thread_local" and graph.stream.device == x.device
+    assert graph.stream.waited == [torch.cuda.current_stream()] and torch.cuda.current_stream().waited == [graph.stream]
+
+
+def test_recordings_are_freed_on_request_and_with_the_model(recordings):
     model, x, y = problem()
     attack = FGSM(eps=0.1, engine="graph")
     attack(model, x, y)
+    sf.release_graphs(model)
+    assert model not in graphs._recordings
+    attack(model, x, y)
+    assert len(recordings) == 2
+    gone = weakref.ref(model)
+    del model
+    recordings.clear()
+    gc.collect()
+    assert gone() is None and len(graphs._recordings) == 0
+
+
+def test_where_a_model_lies_is_read_in_a_fraction_of_a_pass():
+    """Counted, not timed: one look at each tensor and module, and no walk of the tree."""
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(5)])
+    modules = list(model.modules())
+    found = graphs._addresses(modules)
+    assert len(found) == len(modules) + 3 * (len(list(model.parameters())) + len(list(model.buffers())))
+    weight = model[0][0].weight
+    for change in (lambda t: t.t(), lambda t: t.double(), lambda t: t.clone()):
+        weight.data = change(weight.data)
+        assert graphs._addresses(modules) != found
+        found = graphs._addresses(modules)
+
+
+def test_labels_of_every_batch_are_checked(recordings, monkeypatch):
+    model, x, y = problem()
+    attack = FGSM(eps=0.1, engine="graph")
+    attack(model, x, y)
+    monkeypatch.setattr(graphs.Recording, "__call__", lambda self, inputs: self._outputs)  # a GPU's kernel checks none
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2, got 3"):
         attack(model, x, torch.full_like(y, 3))
 
