@@ -51,9 +51,13 @@ def exponents(p: float) -> tuple[int, int]:
 
 
 def tile(entries: int, dtype: torch.dtype, kept: int = 1) -> Constexprs:
-    """ON_CHIP, BLOCK and ACC for rows of ``entries``, of which ``kept`` tiles live across the reductions."""
+    """ON_CHIP, BLOCK and ACC for rows of ``entries``, of which ``kept`` tiles live across the reductions.
+
+    A block is more than a warp: with one entry a lane, the compiler fuses a lane's square with the one that a shuffle
+    brings, lanes get different sums of the same row, and leave a search at different steps.
+    """
     acc = accumulate_dtype(dtype)
-    block = triton.next_power_of_2(entries)
+    block = max(64, triton.next_power_of_2(entries))
     on_chip = block * acc.itemsize * kept <= ON_CHIP_BYTES
     return {"ON_CHIP": on_chip, "BLOCK": block if on_chip else CHUNK, "ACC": _ACC[acc]}
 

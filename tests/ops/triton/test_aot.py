@@ -72,6 +72,11 @@ class Variant:
         kind = [] if self.memory is None else [str(self.memory).removeprefix("torch.")]
         return "-".join([self.op, f"p{self.p:g}", *kind, *(f"{k}{int(v)}" for k, v in self.options.items())])
 
+    @property
+    def reduces(self) -> bool:
+        """Whether powers of a row's entries are summed."""
+        return self.p in (2, 3) and self.options.get("init") != INIT_RAW
+
     def made(self, module: ModuleType, entries: int, dtype: torch.dtype) -> dict[str, Any]:
         order = () if self.op in ("replay_start", "power_step", "cross_entropy_derivative") else (self.p,)
         return module.constexprs(entries, dtype, *order, **self.options)
@@ -289,6 +294,21 @@ def test_longest_rows_on_chip_do_not_spill(variant: Variant, capability: int, tm
 def test_unaligned_rows_and_per_sample_tensors_compile(variant: Variant, tmp_path: Path) -> None:
     made = _compiled(variant, 785, torch.float32, 90, tmp_path, absent=())
     assert made.stack == 0
+
+
+@pytest.mark.parametrize("entries", [5, 31, 64])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.reduces], ids=lambda v: v.name)
+def test_all_lanes_of_a_warp_get_the_same_sum(variant: Variant, entries: int, tmp_path: Path) -> None:
+    """A square that is fused with its neighbour's, fma(a, a, b*b), is rounded otherwise than fma(b, b, a*a).
+
+    Lanes would then leave a search at different steps. So what a shuffle brings is added, never fused.
+    """
+    ptx = _compiled(variant, entries, torch.float32, 90, tmp_path).ptx
+    brought = set(re.findall(r"shfl\.sync\.bfly\.b32\s+(%\w+)", ptx))
+    brought |= {to for to, what in re.findall(r"mov\.b32\s+(%\w+), (%\w+);", ptx) if what in brought}
+    assert brought
+    for operands in re.findall(r"fma\.rn\.f32\s+%\w+, (%\w+), (%\w+), (%\w+);", ptx):
+        assert not brought & set(operands)
 
 
 def test_the_launchers_register_for_cuda() -> None:
