@@ -18,7 +18,7 @@ from soatfast.ops.arguments import as_column, check_number, check_steps, per_sam
 from soatfast.solvers import quadratic
 from soatfast.solvers.ggn import gauss_newton
 from soatfast.solvers.hessian import hvp, unit_step
-from soatfast.solvers.krylov import arnoldi, gmres
+from soatfast.solvers.krylov import arnoldi, check_max_dim, gmres
 from soatfast.solvers.spaces import Difference
 
 _MAX_DIM = 20
@@ -108,6 +108,8 @@ class SOAE(SecondOrderAttack):
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         per_sample(self.eps, "eps", x)  # its shape is checked before any pass
+        if self.max_dim is not None and self.scheme != "gn":
+            check_max_dim(self.max_dim, x[0].numel())
         reach = self.eps / self.steps
         x_t = x
         for t in range(self.steps):

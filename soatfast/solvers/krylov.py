@@ -18,8 +18,8 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.ops import constants
-from soatfast.ops.arguments import Layout, check_number, check_steps, whole_number
-from soatfast.solvers.spaces import Basis, Space, product_of
+from soatfast.ops.arguments import Layout, check_flag, check_number, check_steps, whole_number
+from soatfast.solvers.spaces import Basis, Preconditioned, Space, product_of
 
 _RCOND = {torch.float32: 1e-3, torch.float64: 1e-8}
 
@@ -32,6 +32,7 @@ class Status(enum.IntEnum):
     SINGULAR = constants.SINGULAR  # the next direction was rejected as numerically singular; x is the best without it
     MAX_DIM = constants.MAX_DIM  # max_dim and restarts are used up
     NONFINITE = constants.NONFINITE  # b or a product has a NaN or an infinity; x is what was known before
+    INEXACT = 6  # the estimate converged, but ||b - A x|| is above twice the target: only with verify=True
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class GMRESResult:
             column was rejected, and one for each restart.
         status: (B,) int32, a :class:`Status`.
         history: (B, steps + 1) residual estimates, the first ||b - A x0||; constant behind a sample's end.
+        true_residual: (B,) ||b - A x|| of one more product; None unless ``verify=True``.
+        cycles: of each cycle the Hessenberg matrices (m, m + 1, B), column j in [j], and the columns in use (B,).
     """
 
     x: Tensor
@@ -53,11 +56,39 @@ class GMRESResult:
     iterations: Tensor
     status: Tensor
     history: Tensor
+    true_residual: Tensor | None = None
+    cycles: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
 
     @property
     def converged(self) -> Tensor:
-        """(B,) bool."""
+        """(B,) bool: the estimate is at most the target; with ``verify=True`` ||b - A x|| is at most twice it."""
         return self.status == Status.CONVERGED
+
+    @property
+    def asymmetry(self) -> Tensor:
+        """(B,) ||H - H^T||_F / ||H||_F of the Hessenberg matrices in use, the largest of all cycles.
+
+        A symmetric A has rounding here. More says that the products are no Hessian's: finite differences across kinks,
+        or their noise. 0 for a space of one dimension. A right preconditioner makes A M^-1, which is not symmetric.
+        """
+        worst = torch.zeros_like(self.residual)
+        for columns, used in self.cycles:
+            m = len(columns)
+            inside = torch.arange(m, device=used.device).unsqueeze(1) < used  # (m, B)
+            square = torch.where(inside.unsqueeze(0) & inside.unsqueeze(1), columns[:, :m], 0.0)
+            apart = torch.linalg.vector_norm(square - square.transpose(0, 1), dim=(0, 1))
+            size = torch.linalg.vector_norm(square, dim=(0, 1))
+            worst = torch.maximum(worst, apart / torch.where(size > 0, size, 1.0))
+        return worst
+
+    @property
+    def subdiagonals(self) -> Tensor:
+        """(B, cycles m) h_{j+1,j}, the length of each new direction; 0 behind a sample's end."""
+        found = []
+        for columns, used in self.cycles:
+            inside = torch.arange(len(columns), device=used.device).unsqueeze(1) < used
+            found.append(torch.where(inside, columns.diagonal(1, 0, 1).t(), 0.0))
+        return torch.cat(found).t()
 
 
 def gmres(
@@ -73,6 +104,9 @@ def gmres(
     check_every: int | None = 1,
     compact: bool = False,
     stop: Literal["residual", "subdiag"] = "residual",
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
+    verify: bool = False,
+    callback: Callable[[int, Tensor], object] | None = None,
 ) -> GMRESResult:
     r"""Minimises ||b_i - A_i x_i||_2 over x0 + K_m(A_i, r_i) for each sample i (Saad and Schultz 1986).
 
@@ -102,10 +136,19 @@ def gmres(
         stop: "residual", or "subdiag": a sample is done where h_{j+1,j} <= rtol, the next basis vector's length before
             it is normalised (Saad, Iterative Methods, Algorithm 6.9). That is absolute, and says little about the
             residual.
+        preconditioner: v (B, ...) -> M^-1 v, linear, from the right: the space is that of A M^-1 and x = x0 + M^-1 u,
+            so that residuals stay those of A x = b. It is called once a step and once a cycle.
+        verify: make one product more, for the true ||b - A x||: a sample whose estimate converged and whose true
+            residual is above twice the target (and above rounding) gets the status INEXACT.
+        callback: called with the number of steps and their residual estimates (B,) after each step; with check_every
+            k, after each k of them.
+
+    All arguments are checked before the first product.
 
     Raises:
         TypeError: b is not float32 or float64 (half precision: convert b, and multiply in float32).
-        ValueError: max_dim < 1 or > D, a negative tolerance, restarts < 1, a product of another shape, dtype or device.
+        ValueError: max_dim < 1 or > D, a negative tolerance, restarts < 1, a product of another shape, dtype or device,
+            verify=True with stop="subdiag", which has no target for the residual.
         MemoryError: the basis does not fit; the message names its size and a max_dim that fits.
 
     >>> import torch
@@ -122,7 +165,11 @@ def gmres(
         check_steps(count, name)
     if stop not in ("residual", "subdiag"):
         raise ValueError(f'stop must be "residual" or "subdiag", got {stop!r}')
-    product = product_of(matvec, layout, compact)
+    check_flag(verify, "verify")
+    if verify and stop == "subdiag":
+        raise ValueError('verify=True compares residuals, got stop="subdiag", which has no target for them')
+    plain = product_of(matvec, layout, compact)
+    product = plain if preconditioner is None else Preconditioned(plain, preconditioner)
     right = layout.rows(b, "b")
     space = Space(right, max_dim)
     rcond = _RCOND[b.dtype] if rcond is None else rcond
@@ -137,10 +184,11 @@ def gmres(
     # Columns are turned in blocks, as the answer is asked for: one call to the device in place of many.
     block = 1 if compact or stop == "subdiag" else max_dim if check_every is None else check_every
     history: list[Tensor] = []
+    cycles: list[tuple[Tensor, Tensor]] = []
     for cycle in range(restarts):
         beta = length
         if x is not None:
-            beta, good = space.start(product, torch.where(finite.unsqueeze(1), right, 0.0) - product(x))
+            beta, good = space.start(product, torch.where(finite.unsqueeze(1), right, 0.0) - plain(x))
             status = torch.where(good, status, constants.NONFINITE)
         final = (status == constants.SINGULAR) | (status == constants.NONFINITE)
         begun = torch.where(beta <= target, constants.CONVERGED, constants.ACTIVE)
@@ -162,16 +210,32 @@ def gmres(
             curve = space.turn(status, target, turned, count, rcond)
             turned = j + 1
             history.append(curve)
+            if callback is not None:
+                for step, residuals in enumerate(curve, cycle * max_dim + turned - count + 1):
+                    callback(step, residuals)
             if stop == "subdiag":
                 done = (status == constants.ACTIVE) & (space.hessenberg[j, j + 1] <= rtol)
                 status.masked_fill_(done, constants.CONVERGED)
         y = ops.triangular_solve(space.triangle, space.rhs, space.iterations)
-        x = ops.krylov_combine(space.basis, y, x)
+        if isinstance(product, Preconditioned):
+            moved = product.undo(ops.krylov_combine(space.basis, y))
+            x = moved if x is None else x + moved
+        else:
+            x = ops.krylov_combine(space.basis, y, x)
         total += space.iterations
+        cycles.append((space.hessenberg, space.iterations))
+        if cycle + 1 < restarts:  # the next cycle writes into them
+            cycles[-1] = (space.hessenberg.clone(), space.iterations.clone())
     assert x is not None
     status = status.masked_fill(status == constants.ACTIVE, constants.MAX_DIM)
     curves = torch.where(finite.unsqueeze(1), torch.cat(history).t(), math.inf)
-    return GMRESResult(layout.restore(x), curves[:, -1].clone(), total, status, curves)
+    true = None
+    if verify:
+        true = torch.linalg.vector_norm(right - plain(x), dim=1)
+        true = torch.where(true.isfinite(), true, math.inf)
+        allowed = torch.maximum(2 * target, 10 * torch.finfo(b.dtype).eps * length)
+        status = torch.where((status == Status.CONVERGED) & (true > allowed), Status.INEXACT, status).int()
+    return GMRESResult(layout.restore(x), curves[:, -1].clone(), total, status, curves, true, tuple(cycles))
 
 
 @dataclass(frozen=True)
@@ -248,7 +312,12 @@ def _check(b: Tensor, max_dim: int) -> Layout:
         raise TypeError(
             f"b must be float32 or float64, got {b.dtype}: a Krylov basis does not stay orthogonal in half precision"
         )
-    size = math.prod(layout.sample)
-    if not 1 <= whole_number(max_dim, "max_dim") <= size:
-        raise ValueError(f"max_dim must lie in 1..{size}, the entries of a sample, got {max_dim!r}")
+    check_max_dim(max_dim, math.prod(layout.sample))
     return layout
+
+
+def check_max_dim(max_dim: int, size: int, name: str = "max_dim") -> int:
+    """max_dim, where it lies in 1..D: asked by callers before their first pass."""
+    if not 1 <= whole_number(max_dim, name) <= size:
+        raise ValueError(f"{name} must lie in 1..{size}, the entries of a sample, got {max_dim!r}")
+    return max_dim

@@ -116,14 +116,29 @@ class Product:
     def step(self, space: Basis, status: Tensor, j: int) -> None:
         space.step(self(space.basis[:, j], status), status, j, None, None, None, 1.0)
 
-    def _checked(self, w: Tensor, v: Tensor) -> Tensor:
+    def _checked(self, w: Tensor, v: Tensor, name: str = "matvec") -> Tensor:
         expected = (len(v), *self.layout.sample)
         if not isinstance(w, Tensor) or w.shape != expected:
             came = tuple(w.shape) if isinstance(w, Tensor) else type(w).__name__
-            raise ValueError(f"matvec must return shape {tuple(expected)}, got {came}")
+            raise ValueError(f"{name} must return shape {tuple(expected)}, got {came}")
         if w.dtype != v.dtype or w.device != v.device:
-            raise ValueError(f"matvec must return {v.dtype} on {v.device}, got {w.dtype} on {w.device}")
+            raise ValueError(f"{name} must return {v.dtype} on {v.device}, got {w.dtype} on {w.device}")
         return self.layout.flat(w)
+
+
+class Preconditioned(Product):
+    """A M^-1 on rows (B, D): the right preconditioner, then the product, also where that is a difference."""
+
+    def __init__(self, inner: Product, preconditioner: Callable[[Tensor], Tensor]):
+        super().__init__(inner.matvec, inner.layout, inner.compact)
+        self.inner, self.preconditioner = inner, preconditioner
+
+    def __call__(self, v: Tensor, status: Tensor | None = None) -> Tensor:
+        return self.inner(self.undo(v), status)
+
+    def undo(self, v: Tensor) -> Tensor:
+        """M^-1 v."""
+        return self._checked(self.preconditioner(self.layout.restore(v)), v, "preconditioner")
 
 
 class Differences(Product):
@@ -135,6 +150,12 @@ class Differences(Product):
         self.g0 = layout.rows(difference.g0, "g0")
         x = layout.rows(difference.x, "x")
         self.x, self.probe, self.h = x, torch.empty_like(x), float(difference.h)
+
+    def __call__(self, v: Tensor, status: Tensor | None = None) -> Tensor:
+        """A v for a v of any length: h is the step along a unit vector."""
+        length = ops.lp_norm(v, 2).to(v.dtype).unsqueeze(1)
+        unit = v / torch.where(length > 0, length, 1.0)
+        return super().__call__(unit, status) * length
 
     def start(self, space: Basis, r: Tensor) -> Tensor:
         return ops.arnoldi_start(space.basis, r, x=self.x, probe=self.probe, step=self.h)

@@ -156,7 +156,8 @@ def test_a_batch_is_its_samples_bit_for_bit(restarts: int, compact: bool) -> Non
     whole = gmres(matvec, b, **options, compact=compact)
     for i in range(len(b)):
         alone = gmres(product(a[i : i + 1]), b[i : i + 1], **options)
-        row = GMRESResult(*(getattr(whole, name)[i : i + 1] for name in GMRESResult.__dataclass_fields__))
+        fields = ("x", "residual", "iterations", "status", "history")
+        row = GMRESResult(*(getattr(whole, name)[i : i + 1] for name in fields))
         assert equal(alone, row), i
 
 
