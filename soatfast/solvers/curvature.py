@@ -10,9 +10,10 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.gradients.oracle import InputGradient
-from soatfast.ops.arguments import as_column
-from soatfast.solvers.hessian import Scheme, hvp, unit_step
-from soatfast.solvers.krylov import arnoldi
+from soatfast.ops.arguments import as_column, check_number, check_steps
+from soatfast.solvers.hessian import Scheme, hvp, products, unit_step
+from soatfast.solvers.krylov import arnoldi, check_max_dim
+from soatfast.solvers.lanczos import lanczos
 from soatfast.solvers.spaces import Difference
 
 
@@ -29,6 +30,81 @@ class Eigenpair:
     value: Tensor
     vector: Tensor
     residual: Tensor
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """k eigenvalues of each sample's Hessian, in the order that was asked for.
+
+    Args:
+        values: (B, k), NaN for a sample with a product that is not finite.
+        vectors: (B, k, ...) orthonormal; the signs are arbitrary.
+        residuals: (B, k) bounds of ||H u - value u||_2: some eigenvalue lies within it of the value.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+
+
+def top_eigenpairs(
+    oracle: InputGradient,
+    x: Tensor,
+    y: Tensor,
+    k: int = 3,
+    *,
+    which: Literal["largest", "smallest", "magnitude"] = "largest",
+    max_dim: int | None = None,
+    scheme: Scheme = "exact",
+    h: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Eigenpairs:
+    r"""The k largest or smallest eigenvalues of each sample's input Hessian with their vectors, by Lanczos.
+
+    Rayleigh-Ritz in the Krylov space of a random vector with full reorthogonalisation, continued by a random vector
+    where the space ends: repeated eigenvalues come out repeatedly. The residuals say how far it has converged; a larger
+    max_dim lowers them, and max_dim = D gives the whole spectrum.
+
+    Args:
+        oracle: an entered :class:`~soatfast.gradients.InputGradient`.
+        x, y: (B, ...) batch and labels.
+        k: pairs, 1 <= k <= max_dim.
+        which: "largest" (most positive first), "smallest" (most negative first) or "magnitude".
+        max_dim: products, k <= max_dim <= D; None: max(20, 3 k), at most D. They are made for every sample.
+        scheme, h: of :func:`soatfast.solvers.hvp`, along unit vectors. "exact" by default; differences cross kinks.
+        generator: random vectors; on x's device.
+
+    Memory: the basis, B (max_dim + 1) D numbers, compared with the free memory before anything is allocated. Passes:
+    "exact" 1 forward and 1 + max_dim backwards to the input.
+
+    Raises:
+        ValueError: k or max_dim out of range; a model that cannot be differentiated twice with "exact".
+        MemoryError: the basis does not fit; the message names its size and what fits.
+
+    >>> import torch
+    >>> quadratic = lambda z, y: 0.5 * (z * z * torch.tensor([1.0, -4.0, 3.0, 3.0])).sum(1)
+    >>> x, y = torch.zeros(1, 4), torch.tensor([0])
+    >>> with InputGradient(torch.nn.Identity(), objective=quadratic) as oracle:
+    ...     pairs = top_eigenpairs(oracle, x, y, k=2)
+    ...     lowest = top_eigenpairs(oracle, x, y, k=1, which="smallest")
+    >>> pairs.values.round(decimals=3), lowest.values.round(decimals=3)
+    (tensor([[3., 3.]]), tensor([[-4.]]))
+    """
+    size = x[0].numel()
+    if which not in ("largest", "smallest", "magnitude"):
+        raise ValueError(f'which must be "largest", "smallest" or "magnitude", got {which!r}')
+    check_max_dim(k, size, "k")
+    m = check_max_dim(min(max(20, 3 * k), size) if max_dim is None else max_dim, size)
+    if k > m:
+        raise ValueError(f"k must be at most max_dim = {m}, got {k}")
+    if scheme != "exact":
+        oracle.expect_full_precision("top_eigenpairs")
+    start = torch.empty_like(x).normal_(generator=generator)
+    space = lanczos(products(oracle, x, y, scheme, h), start, m)
+    key = {"largest": -space.values, "smallest": space.values, "magnitude": -space.values.abs()}[which]
+    index = key.argsort(1)[:, :k]
+    values, residuals = (t.gather(1, index).to(x.dtype) for t in (space.values, space.residual))
+    return Eigenpairs(values, space.vectors(index), residuals)
 
 
 def top_eigenpair(
@@ -74,6 +150,12 @@ def top_eigenpair(
         raise ValueError(f'which must be "largest" or "magnitude", got {which!r}')
     if method == "power" and (which != "magnitude" or scheme != "fe"):
         raise ValueError(f'power iteration takes which="magnitude" and scheme="fe", got {which!r} and {scheme!r}')
+    if h is not None:
+        check_number(h, "h")
+    if method == "power":
+        check_steps(max_dim, "max_dim")
+    else:
+        check_max_dim(max_dim, x[0].numel())
     start = torch.empty_like(x).normal_(generator=generator)
     if scheme != "exact":
         oracle.expect_full_precision("top_eigenpair")

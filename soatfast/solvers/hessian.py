@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from soatfast import ops
 from soatfast.gradients.oracle import InputGradient
 from soatfast.ops.arguments import as_column, check_number
+from soatfast.solvers.spaces import Difference
 
 Scheme = Literal["fe", "cd", "exact"]
 
@@ -83,3 +85,58 @@ def hvp(
     if g0 is None:
         g0 = oracle.gradient(x, y)
     return (oracle.gradient(x.add(v, alpha=h), y) - g0).div_(h)
+
+
+def products(
+    oracle: InputGradient, x: Tensor, y: Tensor, scheme: Scheme = "exact", h: float | None = None
+) -> Callable[[Tensor], Tensor]:
+    """v -> H v for unit vectors v (B, ...), with what all of them share done once.
+
+    h: the step along a unit vector; None: :func:`unit_step`. exact: one forward and backward here, one double backward
+    a product; fe: one gradient here and one a product; cd: one stacked pass a product.
+
+    Raises:
+        ValueError: "exact" for a model that cannot be differentiated twice.
+    """
+    if scheme not in ("fe", "cd", "exact"):
+        raise ValueError(f'scheme must be "fe", "cd" or "exact", got {scheme!r}')
+    h = unit_step(x.dtype, x[0].numel()) if h is None else check_number(h, "h")
+    if scheme == "exact":
+        return _exact(oracle, x, y, h)
+    if scheme == "fe":
+        return Difference(lambda probe: oracle.gradient(probe, y), x, oracle.gradient(x, y), h)
+    return lambda v: hvp(oracle, x, y, v, scheme="cd", h=h)
+
+
+def _exact(oracle: InputGradient, x: Tensor, y: Tensor, h: float) -> Callable[[Tensor], Tensor]:
+    _, g, double_backward = oracle.differentiable(x, y)
+    checked = False
+
+    def product(v: Tensor) -> Tensor:
+        nonlocal checked
+        try:
+            w = double_backward(v)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("differentiat", "derivative", "double backward")):
+                raise
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f'the model cannot be differentiated twice ({reason}): take scheme "cd" or "fe"'
+            ) from error
+        if not checked and len(x) and not w.any():
+            _check_flat(oracle, x, y, v, g, h)
+        checked = True
+        return w
+
+    return product
+
+
+def _check_flat(oracle: InputGradient, x: Tensor, y: Tensor, v: Tensor, g: Tensor, h: float) -> None:
+    """Raise where gradients change although their derivative says that they do not: a backward without a graph."""
+    changed = oracle.gradient(x.add(v, alpha=h), y) - g
+    moved = changed.flatten(1).norm(dim=1) > 1e3 * torch.finfo(x.dtype).eps * g.flatten(1).norm(dim=1)
+    if 2 * int(moved.sum()) > len(x):  # a few samples may have crossed a kink
+        raise ValueError(
+            "the model cannot be differentiated twice (its second derivative is 0, and its gradient changes: "
+            'a backward without a graph?): take scheme "cd" or "fe"'
+        )

@@ -158,7 +158,7 @@ def gmres(
     >>> result.x.round(decimals=4), result.iterations, Status(int(result.status[0])).name
     (tensor([[1., 2.]]), tensor([2], dtype=torch.int32), 'CONVERGED')
     """
-    layout = _check(b, max_dim)
+    layout = check_basis(b, max_dim)
     for name, value in (("rtol", rtol), ("atol", atol), ("rcond", 0.0 if rcond is None else rcond)):
         check_number(value, name, above=False)
     for name, count in (("restarts", restarts), ("check_every", 1 if check_every is None else check_every)):
@@ -281,7 +281,7 @@ def arnoldi(
     >>> torch.linalg.eigvalsh(space.hessenberg[0, :2]).round(decimals=4)
     tensor([1., 3.])
     """
-    layout = _check(b, max_dim)
+    layout = check_basis(b, max_dim)
     product = product_of(matvec, layout, compact)
     space = Basis(layout.rows(b, "b"), max_dim)
     length, _ = space.start(product, layout.rows(b, "b"))
@@ -306,7 +306,7 @@ def _nobody_active(status: Tensor) -> bool:
     return constants.ACTIVE not in status.tolist()  # one copy in place of two ops and one
 
 
-def _check(b: Tensor, max_dim: int) -> Layout:
+def check_basis(b: Tensor, max_dim: int) -> Layout:
     layout = Layout(b)
     if b.dtype not in (torch.float32, torch.float64):
         raise TypeError(

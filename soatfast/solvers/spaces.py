@@ -174,18 +174,34 @@ def product_of(matvec: Callable[..., Tensor], layout: Layout, compact: bool) -> 
 
 
 def _check_memory(rows: Tensor, m: int) -> None:
-    """Refuse a basis that does not fit before it is allocated. To ask takes 0.2 ms: not for a small one."""
+    """Refuse a basis that does not fit before it is allocated."""
     block = rows.numel() * rows.element_size()
-    if (m + 1) * block < _SMALL:
-        return
-    free = _free_bytes(rows.device)
-    if free is not None and (m + 1) * block > free:
+    free = short_of(rows.device, (m + 1) * block)
+    if free is not None:
         fits = free // block - 1 if block else m
         advice = f"max_dim = {fits} would fit" if fits >= 1 else "no max_dim would: take smaller batches"
         raise MemoryError(
             f"a Krylov basis of max_dim = {m} for {len(rows)} samples of {rows.shape[1]} entries needs "
             f"{(m + 1) * block} bytes ({(m + 1) * block / 2**30:.2f} GiB), {free} are free: {advice}"
         )
+
+
+def check_room(what: str, rows: int, each: int, device: torch.device) -> None:
+    """Refuse what takes ``each`` bytes a sample and does not fit, before any of it is allocated."""
+    free = short_of(device, rows * each)
+    if free is not None:
+        fits = free // each
+        advice = f"batches of {fits} would fit" if fits >= 1 else "not even one sample fits"
+        raise MemoryError(
+            f"{what} of {rows} samples needs {rows * each} bytes ({rows * each / 2**30:.2f} GiB), {free} are free: "
+            f"{advice}"
+        )
+
+
+def short_of(device: torch.device, size: int) -> int | None:
+    """The free bytes where ``size`` of them are not free, else None. To ask takes 0.2 ms: not for little."""
+    free = _free_bytes(device) if size >= _SMALL else None
+    return free if free is not None and size > free else None
 
 
 def _free_bytes(device: torch.device) -> int | None:
