@@ -103,7 +103,7 @@ def test_differences_find_them_too(scheme: str) -> None:
 
 
 def test_a_sample_that_is_not_finite_is_nan_and_changes_no_other() -> None:
-    model, x, y, dense = problem("smooth")
+    model, x, y, _ = problem("smooth")
     spoiled = x.clone()
     spoiled[1, 0, 0, 0] = math.nan
     with InputGradient(model) as oracle:
@@ -309,7 +309,7 @@ def test_memory_is_said_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(MemoryError, match=r"the Hessians of 6 samples needs 24576 bytes .*batches of 4 would fit"):
             eigenvalue_profile(oracle, x, y)
         monkeypatch.setattr(spaces, "_free_bytes", lambda device: 100)
-        with pytest.raises(MemoryError, match="the space of Hutch.* not even one sample fits"):
+        with pytest.raises(MemoryError, match=r"the space of Hutch.* not even one sample fits"):
             hessian_trace(oracle, x, y, method="hutch++", products=6)
 
 
