@@ -4,6 +4,7 @@ from soatfast.attacks.autoattack import AutoAttack
 from soatfast.evaluate.accuracies import AccuracyResult, accuracy
 from soatfast.evaluate.checks import EvaluationWarning, RandomisedWarning, SoftmaxWarning
 from soatfast.evaluate.curves import Curve, accuracy_against_eps, steps_plateau
+from soatfast.evaluate.gap import QuadraticGap, quadratic_gap
 from soatfast.evaluate.masking import (
     Margins,
     Scatter,
@@ -18,6 +19,7 @@ from soatfast.evaluate.quality import Quality, image_quality
 from soatfast.evaluate.results import AttackResult, SuiteResult, load_suite
 from soatfast.evaluate.standard import standard_attacks
 from soatfast.evaluate.suites import suite
+from soatfast.evaluate.surface import local_linearity, loss_along, loss_surface, over_loader
 from soatfast.runs.progress import progress_bar
 from soatfast.runs.table import Column, Table, mean_and_spread
 
@@ -29,6 +31,7 @@ __all__ = [
     "Curve",
     "EvaluationWarning",
     "Margins",
+    "QuadraticGap",
     "Quality",
     "RandomisedWarning",
     "Scatter",
@@ -43,9 +46,14 @@ __all__ = [
     "final_margins",
     "image_quality",
     "load_suite",
+    "local_linearity",
+    "loss_along",
+    "loss_surface",
     "masking_signs",
     "mean_and_spread",
+    "over_loader",
     "progress_bar",
+    "quadratic_gap",
     "scatter_picture",
     "signs_table",
     "standard_attacks",

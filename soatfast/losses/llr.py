@@ -84,12 +84,12 @@ class LLR(Regularised):
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         g = gradient_of(losses, x)
-        moved = self._furthest(oracle, x.detach(), y, losses.detach(), g.detach())
+        moved = self.furthest(oracle, x.detach(), y, losses.detach(), g.detach())
         linear = ((moved - x.detach()) * g).flatten(1).sum(1)
         gamma = (self._sample_losses(oracle.model, moved, y) - losses - linear).abs()
         return self.strength * gamma + self.mu * linear.abs()
 
-    def _furthest(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor, g: Tensor) -> Tensor:
+    def furthest(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor, g: Tensor) -> Tensor:
         """x + v."""
         alpha = self.eps / 4 if self.step_size is None else self.step_size
         moved = self._start._start(x)

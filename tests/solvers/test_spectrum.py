@@ -255,6 +255,8 @@ def test_a_loss_without_curvature_is_no_mistake() -> None:
     model, (x, y) = relu_net(), batch()
     with InputGradient(model, "margin") as oracle:
         assert not top_eigenpairs(oracle, x, y, 2).values.any()
+    with InputGradient(nn.Identity(), lambda z, y: (z**3 + z).flatten(1).sum(1)) as oracle:  # flat at 0 only
+        assert not top_eigenpairs(oracle, torch.zeros_like(x), y, 2).values.any()
 
 
 class Silent(nn.Module):
