@@ -55,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _is_users(error: Exception) -> bool:
     from soatfast.runs.errors import UserError
 
-    return isinstance(error, (UserError, ValueError, OSError))
+    return isinstance(error, (UserError, ValueError, OSError, MemoryError))
 
 
 def _run(words: list[str]) -> None:

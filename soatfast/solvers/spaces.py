@@ -193,7 +193,7 @@ def check_room(what: str, rows: int, each: int, device: torch.device) -> None:
         fits = free // each
         advice = f"batches of {fits} would fit" if fits >= 1 else "not even one sample fits"
         raise MemoryError(
-            f"{what} of {rows} samples needs {rows * each} bytes ({rows * each / 2**30:.2f} GiB), {free} are free: "
+            f"{what} of {rows} samples take {rows * each} bytes ({rows * each / 2**30:.2f} GiB), {free} are free: "
             f"{advice}"
         )
 

@@ -178,7 +178,7 @@ def hessian_trace(
         draws = [_dot(z, product(z)) * size for z in _signs(x, products, generator)]
         return _mean(torch.stack(draws))
     k = min(products // 3, size)
-    check_room("the space of Hutch++", len(x), 2 * k * size * x.element_size(), x.device)
+    check_room("the spaces of Hutch++", len(x), 2 * k * size * x.element_size(), x.device)
     product = _products(oracle, x, y, scheme, h, "hessian_trace")
     sketch = torch.stack([product(z).flatten(1) for z in _signs(x, k, generator)], 2)  # (B, D, k)
     finite = sketch.isfinite().flatten(1).all(1).view(-1, 1, 1)

@@ -308,10 +308,10 @@ def test_memory_is_said_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     with InputGradient(relu_net()) as oracle:
         assert eigenvalue_profile(oracle, x[:4], y[:4]).shape == (4, 16)
     with InputGradient(Silent()) as oracle:
-        with pytest.raises(MemoryError, match=r"the Hessians of 6 samples needs 24576 bytes .*batches of 4 would fit"):
+        with pytest.raises(MemoryError, match=r"the Hessians of 6 samples take 24576 bytes .*batches of 4 would fit"):
             eigenvalue_profile(oracle, x, y)
         monkeypatch.setattr(spaces, "_free_bytes", lambda device: 100)
-        with pytest.raises(MemoryError, match=r"the space of Hutch.* not even one sample fits"):
+        with pytest.raises(MemoryError, match=r"the spaces of Hutch.* not even one sample fits"):
             hessian_trace(oracle, x, y, method="hutch++", products=6)
 
 
