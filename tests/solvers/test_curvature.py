@@ -71,3 +71,32 @@ def test_passes_and_errors():
             top_eigenpair(oracle, x, y, which="smallest")
         with pytest.raises(ValueError, match="max_dim must lie in"):
             top_eigenpair(oracle, x, y, max_dim=17)
+
+
+def test_the_history_of_the_power_steps_is_the_plain_loops():
+    objective, h, _ = quadratic(indefinite=False)
+    x, y = torch.rand(4, 6, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    options = {"method": "power", "which": "magnitude", "max_dim": 7, "h": 1e-3}
+    with InputGradient(torch.nn.Identity(), objective) as oracle:
+        found = top_eigenpair(oracle, x, y, **options, history=True, generator=torch.Generator().manual_seed(0))
+        silent = top_eigenpair(oracle, x, y, **options, generator=torch.Generator().manual_seed(0))
+    u = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))
+    u = u / u.norm(dim=1, keepdim=True)
+    for i in range(7):
+        w = u @ h
+        torch.testing.assert_close(found.rayleigh[:, i], (w * u).sum(1), rtol=1e-6, atol=1e-8)
+        w = w / w.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(found.changes[:, i], (w - u).norm(dim=1), rtol=1e-4, atol=1e-7)
+        u = w
+    assert silent.changes is None and silent.rayleigh is None and torch.equal(silent.value, found.value)
+    assert (found.changes[:, -1] < found.changes[:, 0]).all()
+
+
+def test_a_negative_eigenvalue_turns_the_vector_round_in_every_step():
+    objective = lambda z, y: -(z * z * torch.tensor([3.0, 1.0]).to(z)).sum(1)  # noqa: E731
+    x, y = torch.rand(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    with InputGradient(torch.nn.Identity(), objective) as oracle:
+        found = top_eigenpair(oracle, x, y, method="power", which="magnitude", max_dim=30, history=True, h=1e-3)
+        with pytest.raises(ValueError, match="it takes method=\"power\", got 'lanczos'"):
+            top_eigenpair(oracle, x, y, max_dim=2, history=True)
+    torch.testing.assert_close(found.changes[:, -1], torch.full((2,), 2.0).double())
