@@ -2,7 +2,7 @@
 
 Every public attack and loss class can stand there. AdversarialTraining is said by its attack. eps and p belong to the
 command. What a command line cannot say is left out: generators, tensors, memories, functions; and ``bounds`` and
-``targeted``, as images are in [0, 1] and the labels are the true ones.
+``targeted``, as images are in [0, 1] and the labels are the true ones; and ``return_output``, which is for scripts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from soatfast.losses import AdversarialTraining, Loss
 from soatfast.runs.errors import UserError
 
 _SMALL = Task(0.1, 1, (1, 2, 2))
-_LEFT_OUT = ("eps", "p", "bounds", "targeted")
+_LEFT_OUT = ("eps", "p", "bounds", "targeted", "return_output")
 _SAYABLE = (bool, int, float, str, types.NoneType)
 
 

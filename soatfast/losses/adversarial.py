@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from soatfast.attacks import PGD, Attack
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.losses.base import Loss, attacked, check_memory, mean
+from soatfast.losses.base import MemoryLoss, Step, attacked, check_memory
 from soatfast.memory.store import PerturbationMemory
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AdversarialTraining(Loss):
+class AdversarialTraining(MemoryLoss):
     r"""Training on adversarial examples only: mean_i l_i(attack(x)_i), l the cross-entropy or ``objective``.
 
     Args:
@@ -33,6 +33,10 @@ class AdversarialTraining(Loss):
     >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])).backward()
     >>> loss.passes().backward_input, loss.passes().backward_parameters
     (7, 1)
+    >>> loss = AdversarialTraining(PGD(eps=0.1, steps=7), return_output=True)  # for the training accuracy
+    >>> value, output = loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
+    >>> output.shape, output.requires_grad
+    (torch.Size([3, 2]), False)
     >>> from soatfast.attacks import FrankWolfe
     >>> from soatfast.memory import PerturbationMemory
     >>> memory = PerturbationMemory(1000, (1, 2, 2), torch.int8)
@@ -55,11 +59,11 @@ class AdversarialTraining(Loss):
                 object.__setattr__(self, name, getattr(self.attack, name))
         check_memory(self.memory, self.attack)
 
-    def __call__(
+    def _step_of(
         self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
-    ) -> Tensor:
+    ) -> Step:
         x_adv = attacked(self._inner, self.memory, model, x, y, index, moves)
-        return mean(self._sample_losses(model, x_adv, y))
+        return self._trained(model, x_adv, y)
 
     @property
     def _inner(self) -> Attack:

@@ -23,6 +23,8 @@ from soatfast.ops.arguments import check_fields
 from soatfast.ops.fields import ByValue
 
 LossType = TypeVar("LossType", bound="Loss")
+Step = tuple[Tensor, Tensor]
+"""The scalar loss of a training step, and the logits of its training forward at the adversarial example."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,11 +43,15 @@ class Loss(ByValue):
             (B, ...): soft labels, mixup, label smoothing, class weights, segmentation, regression.
         output: which part of what the model returns, as an attack's; None: recognised.
         forward: (model, x) -> output, as an attack's; None: model(x).
+        return_output: return ``(loss, output)``: output (B, K) are the logits that the training forward gave at the
+            adversarial example x', or at the point that is trained on where a loss has no x'. Detached, in float32 or
+            wider, as the objective takes them; no pass more. For train accuracy: ``(output.argmax(1) == y).sum()``.
     """
 
     objective: Named | Objective = "ce"
     output: Output = None
     forward: Forward | None = None
+    return_output: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,8 +91,21 @@ class Loss(ByValue):
         """l (B,) of a training forward, in float32 or wider."""
         return self._values(self._logits(model, x, y), y)
 
+    def _trained(self, model: Model, x: Tensor, y: Tensor) -> Step:
+        """The mean of l over the batch, and the logits, of a training forward."""
+        logits = self._logits(model, x, y)
+        return mean(self._values(logits, y)), logits
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return self._answer(self._step_of(model, x, y))
+
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         raise NotImplementedError
+
+    def _answer(self, step: Step) -> Tensor:
+        """What a call returns; typed as the loss alone, so that a type checker knows its ``backward()``."""
+        value, output = step
+        return (value, output.detach()) if self.return_output else value  # type: ignore[return-value]
 
     def passes(self, batch: int = 1) -> Passes:
         """Passes of one training step (this loss and its backward), as ``count_passes`` counts them."""
@@ -115,6 +134,21 @@ def fields_of(attack: type[AttackType], loss: Loss, **changed: Any) -> AttackTyp
     """The attack inside a loss: each of its fields that the loss has too is the loss's, but for those ``changed``."""
     shared = {field.name for field in dataclasses.fields(attack)} & {field.name for field in dataclasses.fields(loss)}
     return attack(**{name: getattr(loss, name) for name in shared} | changed)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemoryLoss(Loss):
+    """A loss that takes a memory: also ``loss(model, x, y, index)``, or ``loss(model, x, y, index, moves)``."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Tensor:
+        return self._answer(self._step_of(model, x, y, index, moves))
+
+    def _step_of(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Step:
+        raise NotImplementedError
 
 
 def check_memory(memory: object, attack: Attack) -> None:
@@ -160,9 +194,9 @@ class CrossEntropy(Loss):
     tensor(0.6931)
     """
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, (-float("inf"), float("inf")), self._labels)
-        return mean(self._sample_losses(model, x, y))
+        return self._trained(model, x, y)
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=1, backward_parameters=1)

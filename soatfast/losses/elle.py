@@ -16,7 +16,7 @@ from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.gradients.precision import widened
-from soatfast.losses.base import Loss, mean
+from soatfast.losses.base import Loss, Step, mean
 from soatfast.losses.noise import check_linf, into_box, uniform
 from soatfast.ops.arguments import Bounds, as_column, check_number, to_multiply
 
@@ -74,10 +74,10 @@ class ELLE(Loss):
         check_number(self.step, "step")
         check_number(self.strength, "strength", above=False)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(self._sample_losses(model, x, y))
+            return self._trained(model, x, y)
         with (
             InputGradient(model, mode=self.mode, engine=self.engine, **self._asked) as oracle,
             widened(oracle, x) as wide,
@@ -86,12 +86,13 @@ class ELLE(Loss):
             start = self.noise * uniform(wide, self.generator)
             u = start + self.step * oracle.gradient(wide + eps * start, y).sign()
             x_adv = into_box(wide + eps * u.clamp(-1, 1), self.bounds)
-        losses = self._sample_losses(model, x_adv.to(x.dtype), y)
+        output = self._logits(model, x_adv.to(x.dtype), y)
         a, b = (wide + eps * uniform(wide, self.generator) for _ in range(2))
         t = torch.empty(len(x), dtype=wide.dtype, device=x.device).uniform_(generator=self.generator)
         c = torch.lerp(a, b, as_column(t, wide))
         at_a, at_b, at_c = self._sample_losses(model, torch.cat([a, b, c]).to(x.dtype), y.repeat(3)).chunk(3)
-        return mean(losses + self.strength * (at_c - torch.lerp(at_a, at_b, t.to(at_a))).square())
+        bend = (at_c - torch.lerp(at_a, at_b, t.to(at_a))).square()
+        return mean(self._values(output, y) + self.strength * bend), output
 
     def passes(self, batch: int = 1) -> Passes:
         return Passes(3, 1, 1, 5 * batch, batch, 4 * batch)

@@ -13,14 +13,14 @@ from soatfast.attacks.base import Attack
 from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, mean
+from soatfast.losses.base import MemoryLoss, Step, mean
 from soatfast.losses.noise import check_linf, clip, into_box, uniform
 from soatfast.memory.store import PerturbationMemory
 from soatfast.ops.arguments import Bounds, as_column, check_number, to_multiply
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FGSMPGI(Loss):
+class FGSMPGI(MemoryLoss):
     r"""Adversarial training with one step from the last epoch's perturbation v, and logits that change little by it.
 
         mean_i [ l_i(x_i + v'_i) + strength (1/K) ||f(x_i + v'_i) - f(x_i + v_i)||_2^2 ],   f the K logits
@@ -74,14 +74,14 @@ class FGSMPGI(Loss):
         check_number(self.step, "step")
         check_number(self.strength, "strength", above=False)
 
-    def __call__(
+    def _step_of(
         self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
-    ) -> Tensor:
+    ) -> Step:
         check_batch(x, y, self.bounds, self._labels)
         if index is None:
             raise ValueError("with a memory the index of each sample is needed: loss(model, x, y, index)")
         if len(x) == 0:
-            return mean(self._sample_losses(model, x, y))
+            return self._trained(model, x, y)
         wide = x.detach() if x.dtype.itemsize > 2 else x.detach().float()
         eps = to_multiply(self.eps, "eps", wide)
         with self.memory.visit(index, x, moves) as visit:
@@ -93,7 +93,8 @@ class FGSMPGI(Loss):
             x_adv = into_box(wide + clip(v, eps), self.bounds)
             visit.put(x_adv - wide, math.inf, self.eps)
         after = self._logits(model, x_adv.to(x.dtype), y)
-        return mean(self._values(after, y) + self.strength * (after - before).square().flatten(1).mean(1))
+        change = (after - before).square().flatten(1).mean(1)
+        return mean(self._values(after, y) + self.strength * change), after
 
     def _start(self, start: Tensor, x: Tensor, eps: float | Tensor, index: Tensor) -> Tensor:
         """A random corner of the ball for samples that were never visited."""

@@ -14,7 +14,7 @@ from soatfast.attacks.base import Attack
 from soatfast.attacks.region import check_numbers
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.losses.base import Loss, mean
+from soatfast.losses.base import Loss, Step
 from soatfast.losses.noise import check_linf, into_box
 from soatfast.ops.arguments import Bounds, check_number, check_steps, to_multiply
 
@@ -98,17 +98,17 @@ class Free(Loss):
         if not isinstance(self.state, FreeState):
             raise TypeError(f"state must be a FreeState, got {type(self.state).__name__}")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(self._sample_losses(model, x, y))
+            return self._trained(model, x, y)
         x = x.detach()
         u = self.state.of(x)
         x_adv = into_box(x + to_multiply(self.eps, "eps", x) * u, self.bounds).requires_grad_()
-        value = mean(self._sample_losses(model, x_adv, y))
+        value, output = self._trained(model, x_adv, y)
         if value.requires_grad:
             x_adv.register_hook(lambda g: self._update(u, g))
-        return value
+        return value, output
 
     def _update(self, u: Tensor, g: Tensor) -> None:
         self.state.u = (u + self.step * g.sign()).clamp_(-1, 1)

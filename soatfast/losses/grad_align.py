@@ -15,7 +15,7 @@ from soatfast.gradients.checks import check_batch
 from soatfast.gradients.kernels import twice_differentiable
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, mean
+from soatfast.losses.base import Loss, Step, mean
 from soatfast.losses.noise import check_linf, into_box, uniform
 from soatfast.losses.regulariser import attached_gradient, norms
 from soatfast.ops.arguments import Bounds, check_number, to_multiply
@@ -71,10 +71,10 @@ class GradAlign(Loss):
         check_number(self.step, "step")
         check_number(self.strength, "strength", above=False)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(self._sample_losses(model, x, y))
+            return self._trained(model, x, y)
         x = x.detach()
         eps = to_multiply(self.eps, "eps", x)
         with (
@@ -85,8 +85,8 @@ class GradAlign(Loss):
             g = attached_gradient(self, oracle.model, x, y)
             other = attached_gradient(self, oracle.model, x + eps * uniform(x, self.generator), y)
         x_adv = into_box(x + min(self.step, 1) * eps * g.detach().sign(), self.bounds)
-        losses = self._sample_losses(model, x_adv, y)
-        return mean(losses + self.strength * (1 - cosines(g, other)))
+        output = self._logits(model, x_adv, y)
+        return mean(self._values(output, y) + self.strength * (1 - cosines(g, other))), output
 
     def passes(self, batch: int = 1) -> Passes:
         return Passes(3, 2, 1, 3 * batch, 2 * batch, 3 * batch)

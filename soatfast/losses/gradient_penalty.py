@@ -100,19 +100,19 @@ class InputGradientPenalty(Regularised):
     def _twice(self) -> bool:
         return self.variant != "difference"
 
-    def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.targets == "label":
             return super()._losses(model, x, y)
         logits = self._logits(model, x, y)
         inside = as_classes(logits).log_softmax(1).flatten(1)
         masked = inside.isneginf()  # classes with logits of -inf have no share of the uniform distribution
-        return self._values(logits, y), -inside.masked_fill(masked, 0.0).sum(1) / (~masked).sum(1)
+        return logits, self._values(logits, y), -inside.masked_fill(masked, 0.0).sum(1) / (~masked).sum(1)
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         if self.variant == "difference":
             (g,) = torch.autograd.grad(losses.sum(), x, retain_graph=True)
             h = _TULIP_H if self.h is None else self.h
-            _, moved = self._losses(oracle.model, x.detach() + ops.lmo(g, self.p, h), y)
+            *_, moved = self._losses(oracle.model, x.detach() + ops.lmo(g, self.p, h), y)
             return self.strength * 0.5 * ((moved - losses) / h) ** 2
         size = norms(gradient_of(losses, x), _dual(self.p))
         if self.variant == "squared":

@@ -18,7 +18,7 @@ from soatfast.gradients.objectives import cross_entropy, kl_divergence
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.outputs import as_classes
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, fields_of, mean
+from soatfast.losses.base import Loss, Step, fields_of, mean
 from soatfast.ops.arguments import Bounds, check_number
 
 
@@ -99,14 +99,14 @@ class MART(Loss):
         """The attack that gives x'."""
         return fields_of(NearPGD, self)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, self.bounds)  # labels, whatever the objective
         x_adv = self.attack(model, x, y)
         clean = self._logits(model, x, y)
         adversarial = self._logits(model, x_adv, y)
         wrong = -torch.expm1(-cross_entropy(as_classes(clean), y))  # 1 - p_y, without cancellation
         boosted = self._values(adversarial, y) + _confidence_elsewhere(as_classes(adversarial), y)
-        return mean(boosted + self.beta * wrong * kl_divergence(clean, adversarial))
+        return mean(boosted + self.beta * wrong * kl_divergence(clean, adversarial)), adversarial
 
     def _logits(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         logits = super()._logits(model, x, y)

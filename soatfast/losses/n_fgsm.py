@@ -16,7 +16,7 @@ from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
-from soatfast.losses.base import Loss, mean
+from soatfast.losses.base import Loss, Step
 from soatfast.losses.noise import check_linf, into_box, uniform
 from soatfast.ops.arguments import Bounds, check_number, to_multiply
 
@@ -74,10 +74,10 @@ class NFGSM(Loss):
         check_number(self.noise, "noise", above=False)
         check_number(self.step, "step")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(self._sample_losses(model, x, y))
+            return self._trained(model, x, y)
         with (
             InputGradient(model, mode=self.mode, engine=self.engine, **self._asked) as oracle,
             widened(oracle, x) as wide,
@@ -85,7 +85,7 @@ class NFGSM(Loss):
             eps = to_multiply(self.eps, "eps", wide)
             start = into_box(wide + self.noise * eps * uniform(wide, self.generator), self.bounds)
             x_adv = into_box(start + self.step * eps * oracle.gradient(start, y).sign(), self.bounds)
-        return mean(self._sample_losses(model, x_adv.to(x.dtype), y))
+        return self._trained(model, x_adv.to(x.dtype), y)
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=2, backward_input=1, backward_parameters=1)

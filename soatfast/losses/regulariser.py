@@ -22,7 +22,7 @@ from soatfast.gradients.passes import Passes
 from soatfast.gradients.precision import is_half, wide
 from soatfast.gradients.recycled import Recycled
 from soatfast.gradients.state import usable
-from soatfast.losses.base import Loss, mean
+from soatfast.losses.base import Loss, Step, mean
 
 UNBOUNDED = (-math.inf, math.inf)
 
@@ -50,12 +50,12 @@ class Regularised(Loss):
         super().__post_init__()
         InputGradient(nn.Identity(), mode=self.mode)  # the one place where mode is checked
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, getattr(self, "bounds", UNBOUNDED), self._labels)
         if self._differences:
             check_full_precision(type(self).__name__, model, x)
         if len(x) == 0:
-            return mean(self._sample_losses(model, x, y))
+            return self._trained(model, x, y)
         x, y = usable(x), usable(y)
         with contextlib.ExitStack() as stack:
             if self._differences:
@@ -65,18 +65,19 @@ class Regularised(Loss):
             oracle = InputGradient(model, mode=self.mode, freeze=False, **self._asked)
             leaf = stack.enter_context(oracle._grad_enabled(self._point(model, x, y)))
             if self.mode == "keep":
-                losses, inner = self._losses(model, leaf, y)
+                output, losses, inner = self._losses(model, leaf, y)
                 self._check_pass(inner)
                 with oracle:
-                    return mean(losses + self._regulariser(oracle, leaf, y, inner))
+                    return mean(losses + self._regulariser(oracle, leaf, y, inner)), output
             with oracle, oracle.state.buffers_apart():
-                inner = self._losses(oracle.model, leaf, y)[1]
+                inner = self._losses(oracle.model, leaf, y)[2]
                 self._check_pass(inner)
                 again = oracle.state.switched and recomputes(inner)
                 regulariser = mean(self._regulariser(oracle, leaf, y, inner))
                 if again:  # the caller's backward would compute it again in the caller's mode
                     regulariser = _with_its_gradients(oracle, regulariser, type(self).__name__)
-            return mean(self._sample_losses(model, leaf.detach(), y)) + regulariser
+            value, output = self._trained(model, leaf.detach(), y)
+            return value + regulariser, output
 
     def _check_pass(self, losses: Tensor) -> None:
         if self._differences:
@@ -96,10 +97,11 @@ class Regularised(Loss):
         """Where the loss and the regulariser are evaluated."""
         return x
 
-    def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(l (B,), the l of which the regulariser takes gradients (B,)). One forward."""
-        losses = self._sample_losses(model, x, y)
-        return losses, losses
+    def _losses(self, model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(logits, l (B,), the l of which the regulariser takes gradients (B,)). One forward."""
+        logits = self._logits(model, x, y)
+        losses = self._values(logits, y)
+        return logits, losses, losses
 
     def _regulariser(self, oracle: InputGradient, x: Tensor, y: Tensor, losses: Tensor) -> Tensor:
         """R_i (B,), with its weight; x is the leaf of which losses (B,) were computed."""

@@ -14,7 +14,7 @@ from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.state import is_sharded
-from soatfast.losses.base import Loss, attacked, check_memory, fields_of, mean
+from soatfast.losses.base import MemoryLoss, Step, attacked, check_memory, fields_of
 from soatfast.memory.store import PerturbationMemory
 from soatfast.ops import Init
 from soatfast.ops.arguments import Bounds, check_number
@@ -22,7 +22,7 @@ from soatfast.solvers.hessian import Scheme
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SCORPIO(Loss):
+class SCORPIO(MemoryLoss):
     r"""Second-order regularisation by the quadratic attack v (:class:`~soatfast.attacks.FrankWolfe`).
 
         mean_i [ l_i(x) + r (l_i(x + v_i) - l_i(x)) ],   r = strength
@@ -93,25 +93,25 @@ class SCORPIO(Loss):
         useful = self.mode == "keep" and self.scheme != "exact" and self.strength != 1
         return self.recycle and useful and self.memory is None
 
-    def __call__(
+    def _step_of(
         self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
-    ) -> Tensor:
+    ) -> Step:
         attack = self.attack
         half = x.dtype == torch.float16  # whose derivatives need rescaling
         if not self._shares or len(x) == 0 or half or is_sharded(model):
             x_adv = attacked(attack, self.memory, model, x, y, index, moves)
-            adversarial = mean(self._sample_losses(model, x_adv, y))
+            adversarial, output = self._trained(model, x_adv, y)
             if self.strength == 1:
-                return adversarial
-            clean = mean(self._sample_losses(model, x, y))
+                return adversarial, output
+            clean, _ = self._trained(model, x, y)
         else:
             check_batch(x, y, self.bounds, self._labels)
             with attack.oracle(model) as oracle:
                 total, g0 = oracle.shared(x, y)
                 x_adv = attack.run(oracle, x, y, g0)
             clean = total / len(x)
-            adversarial = mean(self._sample_losses(model, x_adv, y))
-        return clean + self.strength * (adversarial - clean)
+            adversarial, output = self._trained(model, x_adv, y)
+        return clean + self.strength * (adversarial - clean), output
 
     def passes(self, batch: int = 1) -> Passes:
         if self._shares:

@@ -17,7 +17,7 @@ from soatfast.gradients.checks import check_batch
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.losses.alignment import pert_align
-from soatfast.losses.base import Loss, fields_of, mean
+from soatfast.losses.base import Loss, Step, fields_of
 from soatfast.ops.arguments import Bounds, check_between, check_number, check_radius, to_multiply
 
 
@@ -145,10 +145,10 @@ class SORA(Loss):
         if not isinstance(self.state, SORAState):
             raise TypeError(f"state must be a SORAState, got {type(self.state).__name__}")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return mean(self._sample_losses(model, x, y))
+            return self._trained(model, x, y)
         wide = x.detach() if x.dtype.itemsize > 2 else x.detach().float()
         with InputGradient(model, mode=self.mode, **self._asked) as oracle:
             oracle.input_dtype = x.dtype
@@ -157,12 +157,12 @@ class SORA(Loss):
             oracle.input_dtype = None
         direction = ops.lmo(g, self.p, 1.0)
         x_adv = self._step(start, direction).to(x.dtype).requires_grad_()
-        value = mean(self._sample_losses(model, x_adv, y))
+        value, output = self._trained(model, x_adv, y)
         if value.requires_grad:
             factors: list[Tensor] = []
             value.register_hook(factors.append)
             x_adv.register_hook(lambda h: self._update(g, h, direction, factors.pop()))
-        return value
+        return value, output
 
     def _start(self, x: Tensor) -> Tensor:
         if self.p == math.inf:

@@ -15,7 +15,7 @@ from soatfast.gradients.checks import check_batch
 from soatfast.gradients.objectives import soft_cross_entropy
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, fields_of, mean
+from soatfast.losses.base import Loss, Step, fields_of, mean
 from soatfast.losses.regulariser import UNBOUNDED
 from soatfast.ops.arguments import Bounds, check_number
 
@@ -85,7 +85,7 @@ class STN(Loss):
             return None
         return fields_of(ASOD, self)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         attack = self.attack
         if attack is None:
             check_batch(x, y, UNBOUNDED, self._labels)
@@ -93,7 +93,7 @@ class STN(Loss):
         else:
             noisy = attack(model, x, y)
         logits, moved = self._logits(model, x, y), self._logits(model, noisy, y)
-        return mean(self._values(logits, y) + self.strength * soft_cross_entropy(logits, moved))
+        return mean(self._values(logits, y) + self.strength * soft_cross_entropy(logits, moved)), moved
 
     def passes(self, batch: int = 1) -> Passes:
         both = Passes(2, 0, 1, 2 * batch, 0, 2 * batch)

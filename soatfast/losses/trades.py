@@ -17,7 +17,7 @@ from soatfast.gradients.objectives import Named, Objective, divergence_from, kl_
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
-from soatfast.losses.base import Loss, fields_of, mean
+from soatfast.losses.base import Loss, Step, fields_of, mean
 from soatfast.ops.arguments import Bounds, check_number
 
 
@@ -98,7 +98,7 @@ class TRADES(Loss):
         with attack.oracle(model) as oracle:
             return attack.run(oracle, x, y)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         if self.mode == "keep":
             check_batch(x, y, self.bounds, self._labels)
             clean = self._logits(model, x, y)
@@ -107,7 +107,8 @@ class TRADES(Loss):
             x_adv = self.perturb(model, x, y)
             clean = self._logits(model, x, y)
         adversarial = self._logits(model, x_adv, y)
-        return mean(self._values(clean, y) + self.beta * kl_divergence(clean, adversarial))
+        value = mean(self._values(clean, y) + self.beta * kl_divergence(clean, adversarial))
+        return value, adversarial
 
     def passes(self, batch: int = 1) -> Passes:
         target = 0 if self.mode == "keep" else 1

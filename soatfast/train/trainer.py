@@ -245,7 +245,8 @@ def _epoch(
 def _value(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
     """The loss of a batch; only one with a memory is told the samples' numbers and moves."""
     known: tuple[Any, ...] = (batch.x, batch.y) if getattr(loss, "memory", None) is None else batch
-    return loss(model, *known)
+    value = loss(model, *known)
+    return value[0] if loss.return_output else value
 
 
 def _count(

@@ -13,8 +13,9 @@ from soatfast.commands import main as cli
 from soatfast.commands.options import class_name
 from soatfast.losses import FGSMPGI, AdversarialTraining, Loss
 
-UNSAYABLE = {"eps", "p", "bounds", "targeted", "forward", "mask", "generator", "memory", "state"}
-"""eps, p: options of the command. bounds, targeted: images in [0, 1], true labels. Else functions, tensors, state."""
+UNSAYABLE = {"eps", "p", "bounds", "targeted", "forward", "mask", "generator", "memory", "state", "return_output"}
+"""eps, p: options of the command. bounds, targeted: images in [0, 1], true labels. return_output: for scripts. Else
+functions, tensors, state."""
 SAID_OTHERWISE = {AdversarialTraining, FGSMPGI}
 """By its attack, named at the end of `soatfast train`; by `--method fgsm-pgi`, as it needs a memory of the data."""
 

@@ -21,6 +21,9 @@ bound: Callable[[Tensor, Tensor], Tensor] = attack.bind(model)
 trades = sf.TRADES(eps=8 / 255, steps=3, beta=6.0)
 assert_type(trades(model, x, y), Tensor)
 assert_type(trades.with_eps(0.1), sf.TRADES)
+trades(model, x, y).backward()  # type: ignore[no-untyped-call]  # torch's own
+value, output = sf.TRADES(return_output=True)(model, x, y)
+correct = (output.argmax(1) == y).sum()
 
 memory = sf.PerturbationMemory(100, (1, 2, 2), torch.int8, augment=sf.CropFlip(padding=1))
 memory = sf.PerturbationMemory(100, (1, 2, 2))
