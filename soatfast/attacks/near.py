@@ -26,6 +26,9 @@ class NearPGD(PGD):
         step_size: None means the papers' 0.007 at eps = 0.031 and 10 steps, in proportion to eps / steps (2.26 times
             it); for p = 2 it means 2 eps / steps.
 
+    With a memory the start is x + v + ``noise`` N(0, I), v the sample's perturbation of its last visit: at v = 0 the
+    divergence of TRADES has no gradient.
+
     All else, and the passes, as :class:`~soatfast.attacks.PGD`; p is 2 or inf.
 
     >>> import torch
@@ -47,6 +50,9 @@ class NearPGD(PGD):
 
     def _alpha(self) -> float | Tensor:
         return _REACH[self.p] * self.eps / self.steps if self.step_size is None else self.step_size
+
+    def _resumed(self, start: Tensor) -> Tensor:
+        return self._start(start) if self.random_start else start
 
     def _start(self, x: Tensor) -> Tensor:
         return x + self.noise * self._free(torch.empty_like(x).normal_(generator=self.generator))

@@ -83,11 +83,15 @@ class PGD(Attack):
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         alpha = self.eps / (self.steps + 1) if self.step_size is None else self.step_size
-        x_adv, step = visit.start(x, self.eps, self.bounds), self._stepper(x, alpha)
+        x_adv, step = self._resumed(visit.start(x, self.eps, self.bounds)), self._stepper(x, alpha)
         for _ in range(self.steps):
             x_adv = step(x_adv, oracle.gradient(x_adv, y))
         visit.put(x_adv - x, self.p, self.eps)
         return x_adv
+
+    def _resumed(self, start: Tensor) -> Tensor:
+        """Where the steps begin from a remembered point."""
+        return start
 
     def _stepper(self, x: Tensor, alpha: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """(x_adv, g) -> the next x_adv."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from soatfast.attacks import PGD, Attack
 from soatfast.gradients.passes import Passes, passes_of
-from soatfast.losses.base import MemoryLoss, Step, attacked, check_memory
+from soatfast.losses.base import MemoryLoss, Step, attack_passes, attacked, check_memory
 from soatfast.memory.store import PerturbationMemory
 
 
@@ -75,8 +75,7 @@ class AdversarialTraining(MemoryLoss):
         return dataclasses.replace(self.attack, **changed) if changed else self.attack
 
     def passes(self, batch: int = 1) -> Passes:
-        attack = self.attack.passes(batch) if self.memory is None else self.attack.replay_passes(batch)
-        return attack + passes_of(batch, forward=1, backward_parameters=1)
+        return attack_passes(self.attack, self.memory, batch) + passes_of(batch, forward=1, backward_parameters=1)
 
     def with_eps(self, eps: float | Tensor) -> AdversarialTraining:
         return dataclasses.replace(self, attack=self.attack.with_eps(eps))

@@ -173,6 +173,11 @@ def attacked(
     return attack(model, x, y) if memory is None else attack.replay(model, x, y, memory, index, moves)
 
 
+def attack_passes(attack: Attack, memory: PerturbationMemory | None, batch: int) -> Passes:
+    """Passes of :func:`attacked`."""
+    return attack.passes(batch) if memory is None else attack.replay_passes(batch)
+
+
 def training_logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Logits (B, K) of a training forward, in float32 or wider."""
     return Loss()._logits(model, x, y)

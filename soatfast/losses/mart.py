@@ -18,7 +18,8 @@ from soatfast.gradients.objectives import cross_entropy, kl_divergence
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.outputs import as_classes
 from soatfast.gradients.passes import Passes
-from soatfast.losses.base import Loss, Step, fields_of, mean
+from soatfast.losses.base import MemoryLoss, Step, attack_passes, attacked, check_memory, fields_of, mean
+from soatfast.memory.store import PerturbationMemory
 from soatfast.ops.arguments import Bounds, check_number
 
 
@@ -43,7 +44,7 @@ def _confidence_elsewhere(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MART(Loss):
+class MART(MemoryLoss):
     r"""Adversarial training that weighs samples the model is unsure of more; x' is the PGD example of x.
 
         mean_i [ BCE(p(x'_i), y_i) + beta KL( p(x_i) || p(x'_i) ) (1 - p(x_i)_{y_i}) ]
@@ -61,6 +62,8 @@ class MART(Loss):
             for L2 (the choice of TRADES; MART itself has Linf only).
         mode: of the attack: "eval" (the authors'), "train" or "keep". The loss itself takes the caller's mode.
         engine: of the attack's passes; the loss's are the caller's.
+        memory: with it x' is sought from the sample's perturbation of its last visit, ``loss(model, x, y, index)``: one
+            or two steps then serve. step_size None means eps / (steps + 1).
 
     Defaults: the authors' CIFAR-10 script: eps = 0.031, 10 steps of 0.007, beta = 5.
 
@@ -75,6 +78,11 @@ class MART(Loss):
     >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])).backward()
     >>> loss.passes().forward, loss.passes().backward_input, loss.passes().backward_parameters
     (12, 10, 1)
+    >>> from soatfast.memory import PerturbationMemory
+    >>> loss = MART(eps=0.1, steps=1, memory=PerturbationMemory(1000, (1, 2, 2), torch.int8))
+    >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]), torch.tensor([17, 4, 999])).backward()
+    >>> loss.passes().forward, loss.memory.visits[17].item()
+    (3, 1)
     """
 
     eps: float | Tensor = 0.031
@@ -87,21 +95,24 @@ class MART(Loss):
     mode: Mode = "eval"
     engine: Name = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
+    memory: PerturbationMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self.beta, "beta", above=False)
         check_noise(self.noise, "noise")
-        _ = self.attack  # which checks the rest
+        check_memory(self.memory, self.attack)  # making the attack checks the rest
 
     @property
     def attack(self) -> NearPGD:
         """The attack that gives x'."""
         return fields_of(NearPGD, self)
 
-    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def _step_of(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Step:
         check_batch(x, y, self.bounds)  # labels, whatever the objective
-        x_adv = self.attack(model, x, y)
+        x_adv = attacked(self.attack, self.memory, model, x, y, index, moves)
         clean = self._logits(model, x, y)
         adversarial = self._logits(model, x_adv, y)
         wrong = -torch.expm1(-cross_entropy(as_classes(clean), y))  # 1 - p_y, without cancellation
@@ -116,7 +127,8 @@ class MART(Loss):
         return logits
 
     def passes(self, batch: int = 1) -> Passes:
-        return self.attack.passes(batch) + Passes(2, 0, 1, 2 * batch, 0, 2 * batch)  # one backward() through both
+        both = Passes(2, 0, 1, 2 * batch, 0, 2 * batch)  # one backward() goes through both
+        return attack_passes(self.attack, self.memory, batch) + both
 
     def with_steps(self, steps: int) -> MART:
         """With another number of steps, and the default step size for it."""

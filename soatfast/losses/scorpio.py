@@ -14,7 +14,7 @@ from soatfast.gradients.engine import Name
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.state import is_sharded
-from soatfast.losses.base import MemoryLoss, Step, attacked, check_memory, fields_of
+from soatfast.losses.base import MemoryLoss, Step, attack_passes, attacked, check_memory, fields_of
 from soatfast.memory.store import PerturbationMemory
 from soatfast.ops import Init
 from soatfast.ops.arguments import Bounds, check_number
@@ -121,5 +121,4 @@ class SCORPIO(MemoryLoss):
         trained = 1 if self.strength == 1 else 2
         # One backward() goes back through all training forwards.
         both = Passes(trained, 0, 1, trained * batch, 0, trained * batch)
-        attack = self.attack.passes(batch) if self.memory is None else self.attack.replay_passes(batch)
-        return attack + both
+        return attack_passes(self.attack, self.memory, batch) + both

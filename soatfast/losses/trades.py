@@ -17,12 +17,13 @@ from soatfast.gradients.objectives import Named, Objective, divergence_from, kl_
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
-from soatfast.losses.base import Loss, Step, fields_of, mean
+from soatfast.losses.base import MemoryLoss, Step, attack_passes, attacked, check_memory, fields_of, mean
+from soatfast.memory.store import PerturbationMemory
 from soatfast.ops.arguments import Bounds, check_number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TRADES(Loss):
+class TRADES(MemoryLoss):
     r"""Clean loss plus the largest divergence from the clean prediction in the ball.
 
         mean_i [ l_i(x) + beta KL( p(x_i) || p(x'_i) ) ],   x' = argmax of KL( p(x) || p(x') ) in the ball
@@ -41,6 +42,8 @@ class TRADES(Loss):
         noise: standard deviation of the start around x. It may not be 0: at x' = x the divergence has no gradient.
         mode: of the attack: "eval" (the authors'), "train" or "keep". The loss itself takes the caller's mode.
         engine: of the attack's passes; the loss's are the caller's.
+        memory: with it x' is sought from the sample's perturbation of its last visit, ``loss(model, x, y, index)``, as
+            ATTA does for TRADES (Zheng et al. 2020): one or two steps then serve. step_size None: eps / (steps + 1).
 
     Defaults: the paper's CIFAR-10 setting, eps = 0.031, 10 steps of 0.007, beta = 6. For MNIST it has eps = 0.3,
     40 steps of 0.01, beta = 1.
@@ -57,6 +60,11 @@ class TRADES(Loss):
     >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])).backward()
     >>> loss.passes().forward, loss.passes().backward_input, loss.passes().backward_parameters
     (13, 10, 1)
+    >>> from soatfast.memory import PerturbationMemory
+    >>> loss = TRADES(eps=0.1, steps=1, memory=PerturbationMemory(1000, (1, 2, 2), torch.int8))
+    >>> loss(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]), torch.tensor([17, 4, 999])).backward()
+    >>> loss.passes().forward, loss.memory.visits[17].item()
+    (4, 1)
     """
 
     eps: float | Tensor = 0.031
@@ -69,6 +77,7 @@ class TRADES(Loss):
     mode: Mode = "eval"
     engine: Name = "eager"
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
+    memory: PerturbationMemory | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,13 +85,21 @@ class TRADES(Loss):
         check_noise(self.noise, "noise")
         if not isinstance(self.noise, Tensor) and self.noise == 0:
             raise ValueError("noise must be > 0, as the divergence has no gradient at x' = x, got 0")
-        self._attack("ce")  # which checks the rest
+        check_memory(self.memory, self._attack("ce"))  # making the attack checks the rest
 
     def _attack(self, objective: Named | Objective) -> NearPGD:
         return fields_of(NearPGD, self, objective=objective)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, clean: Tensor | None = None) -> Tensor:
-        """The attacked batch x', like x, without gradient. y serves the checks only.
+    def perturb(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        clean: Tensor | None = None,
+        index: Tensor | None = None,
+        moves: Tensor | None = None,
+    ) -> Tensor:
+        """The attacked batch x', like x, without gradient. y serves the checks only; index and moves the memory.
 
         K forwards and backwards to the input, and 1 forward for the logits at x where ``clean`` (B, K) is not given.
         """
@@ -95,16 +112,17 @@ class TRADES(Loss):
                 clean = oracle.logits
         assert clean is not None
         attack = self._attack(divergence_from(wide(clean.detach())))
-        with attack.oracle(model) as oracle:
-            return attack.run(oracle, x, y)
+        return attacked(attack, self.memory, model, x, y, index, moves)
 
-    def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def _step_of(
+        self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None, moves: Tensor | None = None
+    ) -> Step:
         if self.mode == "keep":
             check_batch(x, y, self.bounds, self._labels)
             clean = self._logits(model, x, y)
-            x_adv = self.perturb(model, x, y, clean)
+            x_adv = self.perturb(model, x, y, clean, index, moves)
         else:
-            x_adv = self.perturb(model, x, y)
+            x_adv = self.perturb(model, x, y, None, index, moves)
             clean = self._logits(model, x, y)
         adversarial = self._logits(model, x_adv, y)
         value = mean(self._values(clean, y) + self.beta * kl_divergence(clean, adversarial))
@@ -112,7 +130,7 @@ class TRADES(Loss):
 
     def passes(self, batch: int = 1) -> Passes:
         target = 0 if self.mode == "keep" else 1
-        attack = self._attack("ce").passes(batch) + passes_of(batch, forward=target)
+        attack = attack_passes(self._attack("ce"), self.memory, batch) + passes_of(batch, forward=target)
         return attack + Passes(2, 0, 1, 2 * batch, 0, 2 * batch)  # one backward() through both training forwards
 
     def with_steps(self, steps: int) -> TRADES:

@@ -25,6 +25,8 @@ REMEMBERING = [
     AdversarialTraining(FrankWolfe(eps=0.1, steps=1)),
     AdversarialTraining(PGD(eps=0.1, steps=2)),
     SCORPIO(eps=0.1, steps=1, mode="keep"),
+    TRADES(eps=0.1, steps=1),
+    MART(eps=0.1, steps=2),
     FGSMPGI(PerturbationMemory(9, (1, 4, 4)), eps=0.1),
 ]
 
