@@ -11,6 +11,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.attacks.base import Attack
+from soatfast.attacks.early_stop import EarlyStop, check_early_stop
 from soatfast.gradients.engine import parse
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
@@ -49,6 +50,9 @@ class FrankWolfe(Attack):
             step, and leaves the passes; ``steps`` is then the most. None: all take ``steps``. Costs one host read a
             step, and gradients of a part of the batch, so neither mode "train" nor the engine "graph" takes it; "fe"
             only. Tried on digits only: 0.2 in training, 0.02 in evaluation (docs/fewer-passes.md).
+        early_stop, stop_after: as of :class:`~soatfast.attacks.PGD`: a sample is done once the model is fooled. The
+            steps are then Frank-Wolfe on the loss at points of ball and box, as with a memory: "fe" with h = 1 (None
+            means it), the pass at clamp(x + v). So init is not "raw".
         init: "scaled" (the paper's text), "lmo", or "raw" (v_0 = g0, the paper's Algorithm 1; not feasible).
 
     With a memory (``AdversarialTraining(attack, memory=memory)``) a sample's v starts where its last visit left it, and
@@ -58,8 +62,8 @@ class FrankWolfe(Attack):
 
     Defaults: the paper's CIFAR-10 Linf setting FE(3).
 
-    Passes: fe N+1 forwards and backwards to the input (with ``tol`` at most); cd N+1 calls with 2N+1 sample passes;
-    exact 1 forward, N+1 backwards. With a memory N of each.
+    Passes: fe N+1 forwards and backwards to the input (with ``tol`` or ``early_stop`` at most); cd N+1 calls with 2N+1
+    sample passes; exact 1 forward, N+1 backwards. With a memory N of each.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -76,6 +80,8 @@ class FrankWolfe(Attack):
     init: Init = "scaled"
     in_box: bool = False
     tol: float | None = None
+    early_stop: bool = False
+    stop_after: int = 0
 
     watchable = True
     _recordable = True
@@ -103,7 +109,18 @@ class FrankWolfe(Attack):
                     f"{self.mode!r} and {self.engine!r}"
                 )
 
+        check_early_stop(self)
+        if self.early_stop and (self.scheme != "fe" or self.h not in (None, 1) or self.init == "raw"):
+            raise ValueError(
+                f'early_stop takes scheme="fe", h=1 (or None) and init="scaled" or "lmo", got {self.scheme!r}, '
+                f"{self.h!r} and {self.init!r}"
+            )
+
     def check_replay(self) -> None:
+        if self.early_stop:
+            raise ValueError(
+                "with a memory FrankWolfe takes early_stop=False: every sample has its steps at every visit"
+            )
         if self.tol is not None:
             raise ValueError(f"with a memory FrankWolfe takes tol=None, got {self.tol!r}")
         if self.scheme != "fe" or self.h not in (None, 1):
@@ -112,6 +129,8 @@ class FrankWolfe(Attack):
             )
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
+        if self.early_stop:
+            return self._until_fooled(oracle, x, y)
         central, exact = self.scheme == "cd", self.scheme == "exact"
         if exact:
             _, g0, hvp = oracle.differentiable(x, y)
@@ -160,6 +179,26 @@ class FrankWolfe(Attack):
             g1, eps = oracle.gradient(probe[active], y[active]), self.eps[active] if own else self.eps  # type: ignore[index]
             v[active], probe[active], gap = self._step(k, g0[active], g1, v[active], x[active], eps, h=h)
             active = active[gap >= tol]
+        return self._placed_at(x, v)
+
+    def _until_fooled(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
+        stop = EarlyStop(self, oracle, x, y)
+        how = {"init": self.init, "h": 1.0, "bounds": self.bounds, "in_box": self.in_box}
+        first, _ = ops.frank_wolfe_init(stop.gradient(x), x, self.p, self.eps, **how)  # type: ignore[arg-type]
+        v = stop.moved(torch.zeros_like(x), first)
+        x_adv = stop.moved(x, self._placed_at(x, v))
+        for k in range(self.steps):
+            if stop.stopped():
+                break
+            g = stop.gradient(x_adv)
+            after, _, gap = self._step(k, g, g, v, x, self.eps, h=1.0)
+            v = stop.moved(v, after)
+            x_adv = stop.moved(x_adv, self._placed_at(x, v))
+            if self.tol is not None:
+                stop.retire(gap < self.tol)
+        return x_adv
+
+    def _placed_at(self, x: Tensor, v: Tensor) -> Tensor:
         return (x + v).clamp(*self.bounds)  # type: ignore[arg-type]
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.attacks.base import Attack, check_step_size
+from soatfast.attacks.early_stop import EarlyStop, check_early_stop
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops.arguments import as_column, check_number, check_steps
@@ -29,10 +30,11 @@ class MIFGSM(Attack):
         steps: gradient steps.
         step_size: in input units; None means eps / steps, the paper's.
         decay: the paper's mu, >= 0; 0 is the iterative FGSM.
+        early_stop, stop_after: as of :class:`~soatfast.attacks.PGD`: a sample is done once the model is fooled.
 
     Defaults of the paper: decay 1, 10 steps, on ImageNet eps 16/255; here eps = 8/255.
 
-    Passes: steps forwards and backwards to the input.
+    Passes: steps forwards and backwards to the input; with ``early_stop`` at most.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -45,6 +47,8 @@ class MIFGSM(Attack):
     steps: int = 10
     step_size: float | Tensor | None = None
     decay: float = 1.0
+    early_stop: bool = False
+    stop_after: int = 0
 
     watchable = True
     _recordable = True
@@ -56,6 +60,7 @@ class MIFGSM(Attack):
         check_steps(self.steps)
         check_step_size(self)
         check_number(self.decay, "decay", above=False)
+        check_early_stop(self)
 
     def with_steps(self, steps: int) -> MIFGSM:
         """With another number of steps, and the default step size for it: a given one was meant for the old number."""
@@ -64,10 +69,17 @@ class MIFGSM(Attack):
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         alpha = self.eps / self.steps if self.step_size is None else self.step_size
         x_adv, momentum = x, torch.zeros_like(x)
+        stop = EarlyStop(self, oracle, x, y) if self.early_stop else None
         for k in range(self.steps):
-            g = g0 if k == 0 and g0 is not None else oracle.gradient(x_adv, y)
+            if stop is not None:
+                if stop.stopped():
+                    break
+                g = stop.gradient(x_adv)
+            else:
+                g = g0 if k == 0 and g0 is not None else oracle.gradient(x_adv, y)
             momentum = self.decay * momentum + _of_length_1(g)
-            x_adv = ops.pgd_step(x_adv, momentum, x, self.p, self.eps, alpha, bounds=self.bounds)
+            moved = ops.pgd_step(x_adv, momentum, x, self.p, self.eps, alpha, bounds=self.bounds)
+            x_adv = moved if stop is None else stop.moved(x_adv, moved)
         return x_adv
 
     def passes(self, batch: int = 1) -> Passes:

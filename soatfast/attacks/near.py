@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soatfast import ops
 from soatfast.attacks.base import check_noise
 from soatfast.attacks.pgd import PGD
 
@@ -19,7 +20,8 @@ _REACH = {math.inf: 0.007 * 10 / 0.031, 2: 2.0}
 class NearPGD(PGD):
     r"""PGD that starts at x + ``noise`` N(0, I), as TRADES (Zhang et al. 2019) and MART (Wang et al. 2020) do.
 
-    The start is in neither ball nor box, every later iterate is in both: x_{k+1} = project(x_k + step_size step_p(g)).
+    The start is in neither ball nor box (with ``early_stop`` it is projected), every later iterate is in both:
+    x_{k+1} = project(x_k + step_size step_p(g)).
 
     Args:
         noise: standard deviation of the start, in input units; a number or a tensor (C, 1, 1).
@@ -55,4 +57,6 @@ class NearPGD(PGD):
         return self._start(start) if self.random_start else start
 
     def _start(self, x: Tensor) -> Tensor:
-        return x + self.noise * self._free(torch.empty_like(x).normal_(generator=self.generator))
+        start = x + self.noise * self._free(torch.empty_like(x).normal_(generator=self.generator))
+        # A sample that is fooled at its start stays there: it has to be in ball and box.
+        return ops.project(start, x, self.p, self.eps, bounds=self.bounds) if self.early_stop else start

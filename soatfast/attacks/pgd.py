@@ -12,6 +12,7 @@ from torch import Tensor
 
 from soatfast import ops
 from soatfast.attacks.base import Attack, check_step_size
+from soatfast.attacks.early_stop import EarlyStop, check_early_stop
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.memory.visit import Visit
@@ -34,6 +35,12 @@ class PGD(Attack):
         restarts: independent attempts; the strongest is returned for each sample.
         best: return the strongest iterate of the path, not the last one. Stronger means: fools the model, then
             the higher objective.
+        early_stop: a sample is done once the model is fooled (targeted: once the target is reached). It stays at that
+            point and, where the mode allows it, leaves the passes: not with batch statistics (mode "train", or "keep"
+            of a model with batch norm in train mode), nor under FSDP or a compiled model, where it stands still in each
+            step that finds it fooled. Costs one host read a step; takes labels, and no engine with "graph".
+        stop_after: tau of early-stopped training (FAT, Zhang et al. 2020, Algorithm 1): this number of further steps is
+            taken at points that fool the model. Needs early_stop.
         generator: random numbers of the start; on x's device.
 
     With a memory (``AdversarialTraining(attack, memory=memory)``) a sample starts where its last visit left it, as in
@@ -42,7 +49,8 @@ class PGD(Attack):
     Defaults of the papers: MNIST Linf 0.3, 40 steps of 0.01; CIFAR-10 Linf 8/255, 10 steps of 2/255.
 
     Passes: R restarts cost R*steps forwards and backwards to the input; ``best`` or R > 1 adds R forwards that
-    score the last iterates.
+    score the last iterates. With ``early_stop`` at most that: a sample makes one pass more than it makes steps, and
+    what one restart has fooled takes no part in the next.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
@@ -58,6 +66,8 @@ class PGD(Attack):
     random_start: bool = True
     restarts: int = 1
     best: bool = False
+    early_stop: bool = False
+    stop_after: int = 0
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     watchable = True
@@ -70,6 +80,7 @@ class PGD(Attack):
         check_steps(self.steps)
         check_steps(self.restarts, "restarts")
         check_step_size(self)
+        check_early_stop(self)
 
     def with_steps(self, steps: int) -> PGD:
         """With another number of steps, and the default step size for it: a given one was meant for the old number."""
@@ -80,6 +91,8 @@ class PGD(Attack):
             raise ValueError(
                 f"with a memory PGD takes restarts=1 and best=False, got restarts={self.restarts}, best={self.best}"
             )
+        if self.early_stop:
+            raise ValueError("with a memory PGD takes early_stop=False: each sample has its steps at each visit")
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
         alpha = self.eps / (self.steps + 1) if self.step_size is None else self.step_size
@@ -98,6 +111,8 @@ class PGD(Attack):
         return ops.pgd_stepper(x, self.p, self.eps, alpha, bounds=self.bounds, exact=self.p == 1)
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
+        if self.early_stop:
+            return self._until_fooled(oracle, x, y)
         scored = self.best or self.restarts > 1
         kept: _Strongest | None = _Strongest(x) if scored else None
         x_adv = x
@@ -119,6 +134,28 @@ class PGD(Attack):
             x_adv = step(x_adv, g)
             del g  # or it would lie there during the next pass, where the memory peaks
         return x_adv
+
+    def _until_fooled(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
+        scored = self.best or self.restarts > 1
+        kept = _Strongest(x)
+        stop, step = EarlyStop(self, oracle, x, y), self._stepper(x, self._alpha())
+        x_adv = x
+        for _ in range(self.restarts):
+            stop.begin(kept.fooled)
+            if stop.stopped():
+                break
+            x_adv = stop.moved(x_adv, self._start(x)) if self.random_start else stop.moved(x_adv, x)
+            for _ in range(self.steps):
+                if stop.stopped():
+                    break
+                g = stop.gradient(x_adv, with_loss=scored)
+                if self.best:
+                    kept.offer(x_adv, stop.loss, stop.fooled)
+                x_adv = stop.moved(x_adv, step(x_adv, g))
+            if scored:
+                stop.score(x_adv)
+                kept.offer(x_adv, stop.loss, stop.fooled)
+        return kept.x_adv if scored else x_adv
 
     def _alpha(self) -> float | Tensor:
         return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size

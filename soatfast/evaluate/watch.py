@@ -52,7 +52,8 @@ def can_watch(attack: Any, x: Tensor) -> bool:
         return False
     if attack.output is not None or attack.forward is not None or is_needed(attack):  # the points are not the input's
         return False
-    if getattr(attack, "compact", False) or getattr(attack, "tol", None) is not None:  # asks about parts of the batch
+    parts = getattr(attack, "compact", False) or getattr(attack, "early_stop", False)
+    if parts or getattr(attack, "tol", None) is not None:  # asks about parts of the batch
         return False
     return x.dtype in (torch.float32, torch.float64)
 
