@@ -134,6 +134,14 @@ def test_the_scripts_of_the_evaluation_page(tmp_path, capsys):
     assert "worst case" in capsys.readouterr().out and (tmp_path / "evaluation.npz").exists()
 
 
+def test_the_scripts_of_the_page_about_scripts():
+    names = setting(3, 4, 4)
+    for script in blocks("docs/scripts.md"):
+        exec(script, names)
+    assert names["loss"].isfinite() and names["correct"] <= 4 and names["free"].delta.any()
+    assert names["friendly"](names["model"], names["x"], names["y"]).isfinite()
+
+
 def test_the_scripts_of_the_other_pages(capsys):
     names = setting(3, 4, 4)
     (counted,) = blocks("docs/passes.md")

@@ -31,6 +31,8 @@ MODULES = {
     "soatfast.compat": "Other libraries' names",
     "soatfast.compat.torchattacks": "torchattacks' names",
     "soatfast.compat.trades": "TRADES' name",
+    "soatfast.compat.mart": "MART's name",
+    "soatfast.compat.fast_adversarial": "fast_adversarial's name",
     "soatfast": "The flat names",
 }
 

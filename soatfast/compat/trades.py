@@ -100,11 +100,13 @@ class _Official(TRADES):
 
     def _attack(self, objective: Named | Objective) -> NearPGD:
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("eps", "p", "steps", "step_size")}
-        return _OfficialPGD(objective=objective, **fields)
+        return OfficialPGD(objective=objective, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OfficialPGD(NearPGD):
+class OfficialPGD(NearPGD):
+    """NearPGD with the start and the L2 step of the authors' code."""
+
     def _start(self, x: Tensor) -> Tensor:
         noise = torch.randn(x.shape)
         if self.p == 2:  # the original draws the start of Linf first, and another for L2

@@ -68,7 +68,7 @@ def _check_box(x: Tensor, lower: float | Tensor, upper: float | Tensor) -> None:
 
 def per_entry(value: Any, x: Tensor, name: str, samples: bool = False) -> Tensor:
     """value (C, 1, 1) as a tensor of x's dimensions, its first 1, or with samples=True the batch's length."""
-    t = torch.as_tensor(value)
+    t = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=x.dtype)
     t = t.to(x.device) if t.dtype == torch.bool else t.to(x.device, x.dtype)
     came, own = tuple(t.shape), t.dim() == x.dim()
     if not own:

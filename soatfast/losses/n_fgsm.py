@@ -75,9 +75,13 @@ class NFGSM(Loss):
         check_number(self.step, "step")
 
     def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
+        return self._trained(model, self.perturb(model, x, y), y)
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """x', like x, without gradient: for a script that has a loss of its own. 1 forward, 1 backward to the input."""
         check_batch(x, y, self.bounds, self._labels)
         if len(x) == 0:
-            return self._trained(model, x, y)
+            return x.detach().clone()
         with (
             InputGradient(model, mode=self.mode, engine=self.engine, **self._asked) as oracle,
             widened(oracle, x) as wide,
@@ -85,7 +89,7 @@ class NFGSM(Loss):
             eps = to_multiply(self.eps, "eps", wide)
             start = into_box(wide + self.noise * eps * uniform(wide, self.generator), self.bounds)
             x_adv = into_box(start + self.step * eps * oracle.gradient(start, y).sign(), self.bounds)
-        return self._trained(model, x_adv.to(x.dtype), y)
+        return x_adv.to(x.dtype)
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=2, backward_input=1, backward_parameters=1)
