@@ -16,7 +16,7 @@ from soatfast.memory.crops import CropFlip
 from soatfast.memory.on_disk import mapped
 from soatfast.memory.rows import DTYPES, Rows
 from soatfast.memory.shards import shard_range
-from soatfast.memory.visit import CopiedVisit, MovedVisit, Visit
+from soatfast.memory.visit import CopiedVisit, MovedVisit, Visit, last_of_its_row
 from soatfast.ops.arguments import check, check_steps
 
 
@@ -111,29 +111,34 @@ class PerturbationMemory(Rows):
     def visit(self, index: Tensor, x: Tensor, moves: Tensor | None = None) -> Visit:
         """The rows `index` (B,) for the clean batch x (B, ...), moved by `moves` (B, 3) where the data set augments.
 
-        A context manager: what :class:`Visit` changes is in the memory when the block ends.
+        A context manager: what :class:`Visit` changes is in the memory when the block ends. A sample that is in the
+        batch several times, as of a sampler with replacement, begins at one point each time; the last one is kept, and
+        each counts as a visit. Give the index on the CPU, as a loader does: then rows are updated in place unless one
+        comes twice. An index on a GPU is not read, and the batch's rows are copied there and back.
 
         Raises:
-            TypeError, ValueError: the index is no int64 (B,), out of range, twice in the batch or on another rank; x is
-                not of the memory's shape; moves without an augmentation, or none with one.
+            TypeError, ValueError: the index is no int64 (B,), out of range or on another rank; x is not of the memory's
+                shape; moves without an augmentation, or none with one.
         """
         if x.shape[1:] != self.shape:
             raise ValueError(f"expected samples of shape {self.shape}, got a batch of {tuple(x.shape)}")
         if (moves is None) != (self.augment is None):
             have = "has no augment" if self.augment is None else f"follows {self.augment}"
             raise ValueError(f"the memory {have}, got moves {'None' if moves is None else tuple(moves.shape)}")
-        rows = self._rows(index, len(x))
+        index = self._checked(index, len(x))
+        rows, last = index.to(self.device) - self.first, last_of_its_row(index)
         if self.augment is not None and moves is not None:
-            return MovedVisit(self, rows, x.device, self.augment, moves)
-        return Visit(self, rows) if x.device == self.device else CopiedVisit(self, rows, x.device)
+            return MovedVisit(self, rows, x.device, self.augment, moves, last)
+        in_place = x.device == self.device and last is None
+        return Visit(self, rows) if in_place else CopiedVisit(self, rows, x.device, last)
 
-    def _rows(self, index: Tensor, batch: int) -> Tensor:
-        """Checked indices, as rows of `values`."""
+    def _checked(self, index: Tensor, batch: int) -> Tensor:
+        """The index, on the CPU if the memory is there: where it comes from a loader nothing waits for the device."""
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             raise TypeError(f"index must be an int64 tensor, got {getattr(index, 'dtype', type(index).__name__)}")
         if index.shape != (batch,):
             raise ValueError(f"index must have shape ({batch},), one for each sample, got {tuple(index.shape)}")
-        index = index.to(self.device)
+        index = index.to(self.device) if self.device.type == "cpu" else index
         if batch:
             low, high = index.aminmax()
             check(
@@ -148,11 +153,7 @@ class PerturbationMemory(Rows):
                     "ShardedSampler, or a whole memory on each rank and synchronize()"
                 ),
             )
-            ordered = index.sort().values
-            check(
-                (ordered[1:] != ordered[:-1]).all(), lambda: "a sample is in the batch twice; each needs its own turn"
-            )
-        return index - self.first
+        return index
 
     def read(self, index: Tensor) -> Tensor:
         """u (B, ...) of these samples in float32, on the memory's device; for pictures and tests."""

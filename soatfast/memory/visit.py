@@ -20,6 +20,9 @@ class Visit:
 
     Works in place on the memory's rows. The public way to it is :meth:`PerturbationMemory.visit`. Leaving the block
     counts the visit; after an exception only where a step or put has changed the rows already.
+
+    Two samples of a batch that share a row both begin at what it held before, and the later one is kept: `last` (B,)
+    says for each sample where in the batch its row comes last; None where no row comes twice, as in place it must.
     """
 
     _in_place = True
@@ -37,7 +40,8 @@ class Visit:
             return
         if self._written and not self._in_place:
             self._write_back()
-        self._memory.visits[self._rows] += 1
+        visits = self._memory.visits
+        visits.index_add_(0, self._rows, torch.ones_like(self._rows, dtype=visits.dtype))
 
     def start(self, x: Tensor, eps: float | Tensor, bounds: Bounds) -> Tensor:
         """clamp(x + eps u); :func:`soatfast.ops.replay_start`."""
@@ -81,17 +85,18 @@ class CopiedVisit(Visit):
 
     _in_place = False
 
-    def __init__(self, memory: Rows, rows: Tensor, device: torch.device):
+    def __init__(self, memory: Rows, rows: Tensor, device: torch.device, last: Tensor | None = None):
         super().__init__(memory, rows)
+        self._last = last
         self._values = memory.values[rows].to(device)
         self._scale = None if memory.scale is None else memory.scale[rows].to(device)
         self._index = torch.arange(len(rows), device=device)
 
     def _write_back(self) -> None:
         memory = self._memory
-        memory.values[self._rows] = self._values.to(memory.device)
+        memory.values[self._rows] = _kept(self._values, self._last).to(memory.device)
         if memory.scale is not None and self._scale is not None:
-            memory.scale[self._rows] = self._scale.to(memory.device)
+            memory.scale[self._rows] = _kept(self._scale, self._last).to(memory.device)
 
 
 class MovedVisit(Visit):
@@ -99,8 +104,17 @@ class MovedVisit(Visit):
 
     _in_place = False
 
-    def __init__(self, memory: Rows, rows: Tensor, device: torch.device, augment: CropFlip, moves: Tensor):
+    def __init__(
+        self,
+        memory: Rows,
+        rows: Tensor,
+        device: torch.device,
+        augment: CropFlip,
+        moves: Tensor,
+        last: Tensor | None = None,
+    ):
         super().__init__(memory, rows)
+        self._last = last
         self._augment, self._moves, self._old = augment, moves.to(device), memory.recall(rows).to(device)
         self._values, self._scale = augment.apply(self._old, self._moves).contiguous(), None
         self._index = torch.arange(len(rows), device=device)
@@ -114,4 +128,24 @@ class MovedVisit(Visit):
         u = torch.where(seen, u, self._old)
         if p != math.inf:
             u = u / as_column(ops.lp_norm(u, p), u).clamp_min(1)
-        remember(memory.values.flatten(1), memory.scale, self._rows, u.flatten(1).to(memory.device), p)
+        u = _kept(u, self._last).flatten(1).to(memory.device)
+        remember(memory.values.flatten(1), memory.scale, self._rows, u, p)
+
+
+def _kept(t: Tensor, last: Tensor | None) -> Tensor:
+    """t (B, ...) with the last sample of a row in the place of the others: rows written twice get one value."""
+    return t if last is None else t[last.to(t.device)]
+
+
+def last_of_its_row(index: Tensor) -> Tensor | None:
+    """For each sample where in the batch its index (B,) comes last; None if no index is known to come twice.
+
+    It is known on the CPU. Elsewhere the question would wait for the device, and the answer serves all batches.
+
+    >>> last_of_its_row(torch.tensor([7, 3, 7, 1])), last_of_its_row(torch.tensor([7, 3, 1]))
+    (tensor([2, 1, 2, 3]), None)
+    """
+    ordered, order = index.sort(stable=True)
+    if not index.is_cuda and not bool((ordered[1:] == ordered[:-1]).any()):
+        return None
+    return order[torch.searchsorted(ordered, index, right=True) - 1]

@@ -15,7 +15,10 @@ from soatfast.train.data.indexed import IndexedDataset, block_of, check_augment,
 
 
 class Batch(NamedTuple):
-    """x (B, ...), y (B,), the samples' index (B,) int64 in the data set, moves (B, 3) of the augmentation or None."""
+    """x (B, ...), y (B,), the samples' index (B,) int64 in the data set, moves (B, 3) of the augmentation or None.
+
+    The index is on the CPU, where a memory reads it without waiting for a device.
+    """
 
     x: Tensor
     y: Tensor
@@ -78,15 +81,13 @@ class Batches:
             own = block_of(order, shard_range(self.samples, self.rank, self.world))[: len(self) * share]
         else:
             own = order[: len(self) * self.batch_size][self.rank :: self.world].contiguous()
-        if self.tensors is not None:
-            own = own.to(self.device)
-        for index in own.view(-1, share):
+        there = own.to(self.device)
+        for index, chosen in zip(own.view(-1, share), there.view(-1, share), strict=True):
             if self.tensors is not None:
-                x, y = (t[index] for t in self.tensors)
+                x, y = (t[chosen] for t in self.tensors)
             else:
                 x, y = (t.to(self.device) for t in default_collate([self.dataset[i] for i in index.tolist()]))
-                index = index.to(self.device)
             if self.augment is None or moves is None:
                 yield Batch(x, y, index, None)
             else:
-                yield Batch(self.augment.apply(x, moves[index]), y, index, moves[index])
+                yield Batch(self.augment.apply(x, moves[chosen]), y, index, moves[chosen])
