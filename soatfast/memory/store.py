@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,8 +190,32 @@ class PerturbationMemory(Rows):
         shards.synchronize(self)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's rows to `folder` as safetensors files of up to 1 GiB."""
+        """Write this rank's rows to `folder` as safetensors files of up to 1 GiB.
+
+        Raises:
+            ValueError: several processes have a whole memory each, and :meth:`synchronize` was forgotten.
+        """
         saved.save(self, folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds, as a module's: tensors that are the memory's own rows, also those of a mapped file.
+
+        So ``Accelerator.register_for_checkpointing(memory)``, a Lightning callback and ``torch.save`` take a memory.
+        The rows are not copied: a later visit changes them in the dictionary too.
+
+        Raises:
+            ValueError: the memory is sharded (such tools write one rank's state; :meth:`save` is for it), or
+                :meth:`synchronize` was forgotten.
+        """
+        return saved.state_dict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, bit for bit, into the rows where they lie: any device, or a file.
+
+        Raises:
+            ValueError: it is of another kind of memory, or damaged; the memory is as it was then.
+        """
+        saved.load_state_dict(self, state)
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote, bit for bit.
