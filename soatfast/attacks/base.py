@@ -29,6 +29,7 @@ from soatfast.ops.fields import ByValue
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 AttackType = TypeVar("AttackType", bound="Attack")
+_NO_MODEL = nn.Identity()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +77,7 @@ class Attack(ByValue):
         norm_order(self.p)
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
         resolve(self.objective)
-        self.oracle(nn.Identity())  # mode, engine, output and forward have one place where they are checked
+        self.oracle(_NO_MODEL)  # mode, engine, output and forward have one place where they are checked
         check_region(self)
 
     def oracle(self, model: Model) -> InputGradient:

@@ -22,13 +22,27 @@ def roots(model: Any) -> list[nn.Module]:
     bound method; in the parts of a partial; in an object's attributes; and in lists, tuples and dicts of these. A
     module without parameters is looked behind as well: it may hold the real one in a list, or call a function.
     """
+    return found(model)[0]
+
+
+def found(model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
+    """(:func:`roots` of the model, all modules of their trees)."""
     if isinstance(model, nn.Module):
-        tree = modules([model])
-        if any(p is not None for module in tree for p in module._parameters.values()):
-            return [model]
-        inner = _sought([value for module in tree for value in _attributes(module)], {id(module) for module in tree})
-        return [model, *inner]
-    return _sought([model], set())
+        starts, tree = [model], modules([model])
+        if _has_parameters(tree):
+            return starts, tree
+        starts += _sought([value for module in tree for value in _attributes(module)], {id(module) for module in tree})
+    else:
+        starts = _sought([model], set())
+    return starts, modules(starts)
+
+
+def _has_parameters(tree: list[nn.Module]) -> bool:
+    for module in tree:
+        for p in module._parameters.values():
+            if p is not None:
+                return True
+    return False
 
 
 def warn_without_modules(model: Any, mode: str) -> None:

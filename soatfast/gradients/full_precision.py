@@ -88,18 +88,16 @@ def recomputes(output: Tensor) -> bool:
     )
 
 
-def _nodes(output: Tensor) -> Iterator[torch.autograd.graph.Node]:
-    found = {output.grad_fn}
-    left = [output.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None:
-            continue
-        yield node
+def _nodes(output: Tensor) -> list[torch.autograd.graph.Node]:
+    """The autograd graph of the output, each node once."""
+    found = [] if output.grad_fn is None else [output.grad_fn]
+    seen = set(found)
+    for node in found:  # which grows
         for following, _ in node.next_functions:
-            if following not in found:
-                found.add(following)
-                left.append(following)
+            if following is not None and following not in seen:
+                seen.add(following)
+                found.append(following)
+    return found
 
 
 _saved_names: dict[type, tuple[str, ...]] = {}

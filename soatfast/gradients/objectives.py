@@ -32,8 +32,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     tensor([8.4967e-18])
     """
     label = _column(y)
-    others = (logits - logits.gather(1, label)).scatter(1, label, -torch.inf)
-    others = others.clamp_min(torch.finfo(others.dtype).min)  # where all are -inf, logsumexp has a gradient of NaN
+    # The least number and not -inf for y: where all others are -inf, logsumexp would have a gradient of NaN.
+    others = (logits - logits.gather(1, label)).scatter(1, label, torch.finfo(logits.dtype).min)
     return F.softplus(others.logsumexp(1), threshold=50)
 
 
@@ -74,16 +74,29 @@ def soft_cross_entropy(clean: Tensor, adversarial: Tensor) -> Tensor:
     return _by_class(as_classes(clean).softmax(1), -as_classes(adversarial).log_softmax(1))
 
 
-def divergence_from(clean: Tensor) -> Objective:
-    """KL(softmax(clean) || softmax(.)) as an objective, clean held fixed; whatever y is."""
-    with torch.inference_mode(False), torch.no_grad():  # autograd saves it, also under a caller's inference mode
-        target = as_classes(clean).softmax(1)
+class DivergenceFrom:
+    r"""KL(softmax(clean) || softmax(.)) as an objective, clean held fixed; whatever y is.
 
-    def divergence(logits: Tensor, y: Tensor) -> Tensor:
-        q = as_classes(logits).log_softmax(1).masked_fill(target == 0, 0.0)
-        return _over_positions(F.kl_div(q, target, reduction="none").sum(1))
+    Its derivative by logits (B, K) is softmax(logits) - softmax(clean).
+    """
 
-    return divergence
+    def __init__(self, clean: Tensor):
+        with torch.inference_mode(False), torch.no_grad():  # autograd saves it, also under a caller's inference mode
+            self._target = as_classes(clean).softmax(1)
+            self._absent = self._target == 0
+            self._slope = -self._target  # by log softmax
+            self._by_autograd = _autograd_derivative(self)
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        q = as_classes(logits).log_softmax(1).masked_fill(self._absent, 0.0)
+        return _over_positions(F.kl_div(q, self._target, reduction="none").sum(1))
+
+    def derivative(self, logits: Tensor, y: Tensor) -> Tensor:
+        like = self._target
+        if logits.dim() != 2 or logits.shape != like.shape or logits.dtype != like.dtype:  # a sigmoid unit, positions
+            return self._by_autograd(logits, y)
+        # By autograd's own kernel: near clean, where the divergence is least, rounding decides many signs.
+        return torch.ops.aten._log_softmax_backward_data(self._slope, logits.log_softmax(1), 1, logits.dtype)
 
 
 def _by_class(p: Tensor, values: Tensor) -> Tensor:
@@ -133,6 +146,8 @@ def resolve(objective: str | Objective) -> tuple[Objective, Objective]:
     """The objective (logits, y) -> (B,) as a differentiable function, and its derivative by the logits (B, K)."""
     if isinstance(objective, str) and objective in OBJECTIVES:
         return OBJECTIVES[objective], _DERIVATIVES[objective]
+    if isinstance(objective, DivergenceFrom):
+        return objective, objective.derivative
     if callable(objective) and not isinstance(objective, str):
         return objective, _autograd_derivative(objective)
     raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)} or a callable, got {objective!r}")

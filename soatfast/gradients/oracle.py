@@ -253,11 +253,13 @@ class InputGradient:
     def _differentiate(self, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(gradient, logits) of one pass at the leaf."""
         logits = self._forward(leaf, y)
-        return self._slope(logits, leaf, y), logits.detach()
+        assert self.logits is not None
+        return self._slope(logits, leaf, y), self.logits
 
     def _slope(self, logits: Tensor, leaf: Tensor, y: Tensor, keep_graph: bool = False) -> Tensor:
-        """The gradient by the leaf."""
-        seen = logits.detach()
+        """The gradient by the leaf, of the logits of the last pass."""
+        seen = self.logits
+        assert seen is not None
         if torch.float16 not in (self.engine.precision, seen.dtype, self._half):
             return by_input(logits, leaf, self._derivative_of(seen, y), keep_graph)
         # Small derivatives underflow in float16: send each sample back at unit scale, or all at one scale where batch

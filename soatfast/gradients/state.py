@@ -55,27 +55,28 @@ class ModelState:
         self.modules, self.frozen, self.attached, self.sharded, self.switched = [], [], [], False, False
 
     def __enter__(self) -> ModelState:
-        found = behind.roots(self._model)
-        if not found and self._mode != "keep":
+        roots, modules = behind.found(self._model)
+        if not roots and self._mode != "keep":
             behind.warn_without_modules(self._model, self._mode)
-        modules = behind.modules(found)
         lock = _lock_of(modules)
         if lock is not None:
             lock.acquire()
             self._undo.append(lock.release)
         try:
             self.modules = modules
-            self._enter(found)
+            self._enter(roots)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def _enter(self, roots: list[nn.Module]) -> None:
-        kinds = [(module, _kind(module)) for module in self.modules]
-        special = [(module, kind) for module, kind in kinds if kind is not None or "train" in module.__dict__]
-        for module, kind in special:
-            self._prepare(module, kind)
+        special = []
+        for module in self.modules:
+            kind = _kind(module)
+            if kind is not None or "train" in module.__dict__:
+                special.append((module, kind))
+                self._prepare(module, kind)
         if parametrize._cache_enabled:  # what is cached in the block must not serve outside, and the other way round
             self._undo.append(functools.partial(_put_back_cache, dict(parametrize._cache)))
             parametrize._cache.clear()
@@ -102,8 +103,12 @@ class ModelState:
 
     def _needing(self) -> list[Tensor]:
         """The parameters that need gradients, each once."""
-        found = (p for module in self.modules for p in module._parameters.values())
-        return list({id(p): p for p in found if p is not None and p.requires_grad}.values())
+        found = {}
+        for module in self.modules:
+            for p in module._parameters.values():
+                if p is not None and p.requires_grad:
+                    found[id(p)] = p
+        return list(found.values())
 
     def _prepare(self, module: nn.Module, kind: _Kind | None) -> None:
         if kind is None:
@@ -247,12 +252,13 @@ def usable(t: Tensor) -> Tensor:
 
 
 class _Kind(NamedTuple):
-    trains: bool  # has its own train()
+    trains: bool  # has its own train(), or its own children, which train() reaches
     parallel: bool  # DistributedDataParallel
     sharded: bool  # FSDP, of either generation
     lazy: bool
     fabric: bool  # Lightning Fabric's wrapper
     compiled: bool  # torch.compile's wrapper
+    sets: bool  # sets attributes in its own way
 
 
 def _kind(module: nn.Module) -> _Kind | None:
@@ -265,19 +271,21 @@ def _kind(module: nn.Module) -> _Kind | None:
 def _kind_of(cls: Any) -> _Kind | None:
     names = {base.__name__ for base in cls.__mro__}
     kind = _Kind(
-        trains=getattr(cls, "train", None) not in (nn.Module.train, torch.jit.ScriptModule.train),
+        trains=getattr(cls, "train", None) not in (nn.Module.train, torch.jit.ScriptModule.train)
+        or (cls.children, cls.named_children) != (nn.Module.children, nn.Module.named_children),
         parallel=issubclass(cls, nn.parallel.DistributedDataParallel),
         sharded=bool(names & {"FSDPModule", "FullyShardedDataParallel"}),
         lazy=issubclass(cls, nn.modules.lazy.LazyModuleMixin),
         fabric="_FabricModule" in names,
         compiled="OptimizedModule" in names,
+        sets=cls.__setattr__ is not nn.Module.__setattr__ or hasattr(cls, "training"),
     )
     return kind if any(kind) else None
 
 
 def is_sharded(model: Any) -> bool:
     """Whether FSDP, of either generation, holds parameters of the model."""
-    kinds = (_kind(module) for module in behind.modules(behind.roots(model)))
+    kinds = (_kind(module) for module in behind.found(model)[1])
     return any(kind is not None and kind.sharded for kind in kinds)
 
 
@@ -309,6 +317,9 @@ def _lock_of(modules: list[nn.Module]) -> threading.RLock | None:  # type: ignor
 
 
 def _set_mode(roots: list[nn.Module], flags: list[tuple[nn.Module, bool]], own: list[nn.Module], wanted: bool) -> None:
+    if not own:
+        _put_back_modes([(module, wanted) for module, _ in flags], own)
+        return
     try:
         for root in roots:
             root.train(wanted)
@@ -328,7 +339,10 @@ def _put_back_modes(flags: list[tuple[nn.Module, bool]], own: list[nn.Module]) -
                 fixed.add(module)
     for module, flag in flags:
         if getattr(module, "training", flag) != flag and module not in fixed:
-            module.training = flag
+            if _kind(module) is None:  # nn.Module.__setattr__ would do the same at ten times the cost
+                module.__dict__["training"] = flag
+            else:
+                module.training = flag
 
 
 def _put_back_forward(module: nn.Module, forward: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from soatfast.gradients import behind
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.full_precision import check_pass, half_in, recomputes, without_tf32
 from soatfast.gradients.kernels import twice_differentiable
@@ -157,7 +158,8 @@ def check_full_precision(name: str, model: Any, x: Tensor) -> None:
     needs = f"{name} takes differences of nearly equal passes and needs float32 or float64"
     if is_half(x):
         raise TypeError(f"{needs}, got x of {x.dtype}")
-    half = next((p.dtype for p in model.parameters() if is_half(p)), None) if isinstance(model, nn.Module) else None
+    tree = behind.modules([model]) if isinstance(model, nn.Module) else []
+    half = next((p.dtype for module in tree for p in module._parameters.values() if p is not None and is_half(p)), None)
     if half is not None:
         raise TypeError(f"{needs}, got a model with parameters of {half}")
     if torch.is_autocast_enabled(x.device.type):

@@ -13,7 +13,7 @@ from soatfast.attacks import NearPGD
 from soatfast.attacks.base import check_noise
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.engine import Name
-from soatfast.gradients.objectives import Named, Objective, divergence_from, kl_divergence
+from soatfast.gradients.objectives import DivergenceFrom, Named, Objective, kl_divergence
 from soatfast.gradients.oracle import Mode
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import wide
@@ -111,7 +111,7 @@ class TRADES(MemoryLoss):
                 oracle.loss(x, y)
                 clean = oracle.logits
         assert clean is not None
-        attack = self._attack(divergence_from(wide(clean.detach())))
+        attack = self._attack(DivergenceFrom(wide(clean.detach())))
         return attacked(attack, self.memory, model, x, y, index, moves)
 
     def _step_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -62,6 +63,8 @@ def finite_number(value: Any, name: str) -> float:
 
 def whole_number(value: Any, name: str) -> int:
     """value as Python's int; NumPy's integers are whole numbers, a bool and 2.0 are none."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     return int(value)
@@ -81,12 +84,22 @@ def check_flag(value: object, name: str) -> None:
 
 def check_fields(config: Any) -> None:
     """What holds for the fields of any frozen dataclass: flags are flags, and NumPy's scalars become Python's."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(field.default, bool):
-            check_flag(value, field.name)
-        elif isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
-            object.__setattr__(config, field.name, number(value, field.name))
+    cls: Any = type(config)
+    for name, is_flag in _names_and_flags(cls):
+        value = getattr(config, name)
+        if is_flag:
+            check_flag(value, name)
+        elif type(value) not in _USUAL and isinstance(value, numbers.Real):
+            object.__setattr__(config, name, number(value, name))
+
+
+_USUAL = frozenset((bool, int, float, str, tuple, type(None)))
+
+
+@functools.cache
+def _names_and_flags(config: Any) -> tuple[tuple[str, bool], ...]:
+    """(name, whether it is a flag) of each field of a dataclass."""
+    return tuple((field.name, isinstance(field.default, bool)) for field in dataclasses.fields(config))
 
 
 def norm_order(p: float, general: bool = True) -> float:

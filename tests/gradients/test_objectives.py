@@ -109,3 +109,18 @@ def test_kl_divergence_of_a_probability_that_underflows():
     value.sum().backward()
     torch.testing.assert_close(value, w.detach().logsumexp(1))
     assert z.grad.tolist() == [[0, 0]] and w.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 4), (5, 1), (5,), (5, 4, 3)])
+def test_the_derivative_of_the_divergence_is_autograds_to_the_last_bit(shape, dtype):
+    """Near the clean logits the divergence is least, and the sign of its derivative is one of rounding."""
+    torch.manual_seed(0)
+    clean = torch.randn(shape, dtype=dtype)
+    logits = clean + 1e-4 * torch.randn(shape, dtype=dtype)
+    if len(shape) > 1 and shape[1] == 4:
+        clean[:, 1] = logits[:, 1] = -torch.inf
+    objective, derivative = objectives.resolve(objectives.DivergenceFrom(clean))
+    leaf = logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(objective(leaf, None).sum(), leaf)
+    assert torch.equal(derivative(logits, None), expected) and expected.isfinite().all() and expected.any()

@@ -70,6 +70,35 @@ def test_a_class_with_its_own_train_is_unfolded_again(use):
     assert torch.equal(model[1].weight, weight)  # to the last bit: folding in and out rounds
 
 
+class Shy(nn.Sequential):
+    """train() does not reach its layers, which it does not name as children."""
+
+    def named_children(self):
+        return iter(())
+
+
+class Told(nn.Dropout):
+    """Sets its flag in its own way, and says so."""
+
+    said = ()
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "training":
+            self.__dict__["said"] = (*self.said, value)
+
+
+def test_modes_reach_what_train_reaches_and_are_set_as_the_class_does():
+    shy, told = Shy(nn.Dropout(0.5)), Told(0.5)
+    model, (x, y) = nn.Sequential(shy, told, nn.Flatten(), nn.Linear(192, 5)), images()
+    said = told.said
+    with InputGradient(model) as oracle:
+        oracle.gradient(x, y)
+        assert shy[0].training and not shy.training and not told.training
+    assert told.said == (*said, False, True)
+    assert all(module.training for module in model.modules())
+
+
 def test_a_class_that_keeps_layers_in_eval_mode_does_so_in_train_mode():
     class Frozen(nn.Sequential):
         def train(self, mode=True):
