@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
 
-from nvcc import architectures, find_nvcc  # noqa: E402
+from nvcc import architectures, find_nvcc, known_architectures  # noqa: E402
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 INSTRUCTION_SETS = {
@@ -150,7 +150,7 @@ def build_cuda(folder: Path, output: Path) -> dict:
         raise CannotBuild("no nvcc was found (CUDA_HOME, PATH, or the package nvidia-cuda-nvcc)")
     home, version = torch_home()
     cxx = compiler()
-    arch = architectures()
+    arch = architectures(known=known_architectures(toolkit.nvcc))
     recipe = Recipe(folder, output)
     command = [
         toolkit.nvcc,

@@ -10,7 +10,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0"  # and PTX of the last for later devices
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,40 @@ def _root(nvcc: Path) -> Path:
     return Path(match[1].strip()).resolve() if match else nvcc.resolve().parent.parent
 
 
-def architectures(text: str | None = None) -> list[str]:
-    """``-gencode`` flags for a list such as "8.0;9.0+PTX"; default TORCH_CUDA_ARCH_LIST, else DEFAULT_ARCHITECTURES."""
-    text = text or os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
+def known_architectures(nvcc: str) -> set[str]:
+    """Numbers such as "90" and "100a" that this nvcc compiles for; empty where it does not say."""
+    answer = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    return set(re.findall(r"compute_(\w+)", answer.stdout))
+
+
+def architectures(text: str | None = None, known: set[str] | None = None) -> list[str]:
+    """``-gencode`` flags for a list such as "8.0;9.0+PTX"; default TORCH_CUDA_ARCH_LIST, else DEFAULT_ARCHITECTURES.
+
+    known: what nvcc compiles for. An unknown entry of the default is left out, and the last one before it gives PTX for
+    later devices; one that was asked for is a ValueError.
+    """
+    asked = text or os.environ.get("TORCH_CUDA_ARCH_LIST")
     flags = []
-    for entry in re.split(r"[;,\s]+", text.strip()):
+    for entry in re.split(r"[;,\s]+", asked.strip()) if asked else _default(known):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", entry)
         if match is None:
             raise ValueError(f'TORCH_CUDA_ARCH_LIST: expected entries such as "9.0" or "9.0+PTX", got {entry!r}')
+        if known and match[1] + match[2] not in known:
+            raise ValueError(f"TORCH_CUDA_ARCH_LIST: this nvcc does not compile for {entry}, but for {_said(known)}")
         number = match[1] + match[2] + match[3]
         flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
         if match[4]:
             flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
     return flags
+
+
+def _default(known: set[str] | None) -> list[str]:
+    found = DEFAULT_ARCHITECTURES.split(";")
+    if known:
+        found = [entry for entry in found if entry.replace(".", "") in known]
+    return [*found[:-1], f"{found[-1]}+PTX"] if found else []
+
+
+def _said(known: set[str]) -> str:
+    numbers = sorted({int(re.sub(r"\D", "", number)) for number in known})
+    return ", ".join(f"{number // 10}.{number % 10}" for number in numbers)

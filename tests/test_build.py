@@ -209,6 +209,13 @@ def test_arch_list_is_read_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "arch=compute_100,code=sm_100" in architectures()
     with pytest.raises(ValueError, match="TORCH_CUDA_ARCH_LIST"):
         architectures("Hopper")
+    older = {"80", "90"}  # nvcc 12.4
+    assert architectures(known=older)[1::2] == [
+        "arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90",
+    ]  # fmt: skip
+    assert architectures("9.0a", older) == architectures("9.0a")
+    with pytest.raises(ValueError, match=r"does not compile for 10\.0\+PTX, but for 8\.0, 9\.0"):
+        architectures("10.0+PTX", older)
 
 
 MAX_REGISTERS = 64  # four blocks of 256 threads on a multiprocessor of 64 K registers

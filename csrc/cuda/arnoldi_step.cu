@@ -187,13 +187,22 @@ __global__ void __launch_bounds__(kThreads) arnoldi_kernel(const Arnoldi<T> a) {
   if (writes) a.norm[row] = length / scale;
 }
 
-// Enough blocks a sample to fill the device twice, a power of two, each with a slice worth it.
-int cluster_size(int64_t rows, int64_t size, int device) {
-  int major = 0, processors = 0;
+// Whether the kernel that the driver loads here has the cluster's instructions: the device has clusters, and the code is
+// not older PTX that the driver compiled for it ("8.0+PTX" on Hopper).
+template <typename T>
+bool has_clusters(int device) {
+  int major = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaFuncAttributes kernel{};
+  return major >= 9 && cudaFuncGetAttributes(&kernel, arnoldi_kernel<T>) == cudaSuccess && kernel.ptxVersion >= 90;
+}
+
+// Enough blocks a sample to fill the device twice, a power of two, each with a slice worth it.
+int cluster_size(int64_t rows, int64_t size, int device, bool clusters) {
+  int processors = 0;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   int blocks = 1;
-  while (major >= 9 && 2 * blocks <= kMaxCluster && rows * blocks < 2 * processors && size >= 2 * blocks * kMinSlice) {
+  while (clusters && 2 * blocks <= kMaxCluster && rows * blocks < 2 * processors && size >= 2 * blocks * kMinSlice) {
     blocks *= 2;
   }
   return blocks;
@@ -201,7 +210,7 @@ int cluster_size(int64_t rows, int64_t size, int device) {
 
 template <typename T>
 void launch(const Arnoldi<T>& arguments, int64_t rows, int device, cudaStream_t stream) {
-  const int cluster = cluster_size(rows, arguments.size, device);
+  const int cluster = cluster_size(rows, arguments.size, device, has_clusters<T>(device));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
