@@ -159,6 +159,7 @@ def build_cuda(folder: Path, output: Path) -> dict:
         "-Xcompiler",
         "-fPIC,-fvisibility=hidden",
         "-DUSE_CUDA",
+        "-fmad=false",  # no contraction, as on a CPU
         *STABLE,
         *arch,
     ]

@@ -239,7 +239,14 @@ def test_cuda_kernels_keep_their_register_budget(
     if toolkit is None:
         pytest.skip("no nvcc found: CUDA_HOME, PATH, or the package nvidia-cuda-nvcc (make nvcc)")
     include = [str(Path(torch.__file__).parent / "include"), *toolkit.include]
-    command = [toolkit.nvcc, "-std=c++20", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    command = [
+        toolkit.nvcc,
+        "-std=c++20",
+        "-O3",
+        "-fmad=false",
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    ]
     command += [word for path in include for word in ("-isystem", path)]
     command += ["-gencode", "arch=compute_90,code=sm_90", "-Xptxas=-v", "-cubin", "-o", str(tmp_path / f"{name}.cubin")]
     done = subprocess.run([*command, str(ROOT / f"csrc/cuda/{name}.cu")], capture_output=True, text=True)

@@ -6,6 +6,27 @@
 namespace soatfast {
 inline namespace SOATFAST_ISA {
 
+// A thread's running sum. In float it keeps what rounding loses (Kahan), so that a long row's norm is as exact as a short
+// one's; the intrinsics are never fused or reordered.
+template <typename T>
+struct RunningSum {
+  T total = 0;
+  __device__ __forceinline__ void add(T value) { total += value; }
+  __device__ __forceinline__ double value() const { return static_cast<double>(total); }
+};
+
+template <>
+struct RunningSum<float> {
+  float total = 0, lost = 0;
+  __device__ __forceinline__ void add(float value) {
+    const float wanted = __fsub_rn(value, lost);
+    const float next = __fadd_rn(total, wanted);
+    lost = __fsub_rn(__fsub_rn(next, total), wanted);
+    total = next;
+  }
+  __device__ __forceinline__ double value() const { return static_cast<double>(total) - static_cast<double>(lost); }
+};
+
 template <int kThreads>
 struct BlockTeam {
   static constexpr int kWarps = kThreads / 32;
@@ -27,9 +48,9 @@ struct BlockTeam {
   template <typename F>
   __device__ __forceinline__ double sum(int64_t n, F f) const {
     using T = decltype(f(int64_t{0}));
-    T mine = 0;
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) mine += f(i);
-    return reduce(static_cast<double>(mine), [](double a, double b) { return a + b; });
+    RunningSum<T> mine;
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) mine.add(f(i));
+    return reduce(mine.value(), [](double a, double b) { return a + b; });
   }
 
   template <typename F>
@@ -47,15 +68,15 @@ struct BlockTeam {
   __device__ __forceinline__ auto max_sum(int64_t n, F f, H h) const -> MaxSum<decltype(f(int64_t{0}))> {
     using T = decltype(f(int64_t{0}));
     Bits<T> largest = 0;
-    T mine = 0;
+    RunningSum<T> mine;
     for (int64_t i = threadIdx.x; i < n; i += kThreads) {
       const T value = f(i);
       const Bits<T> bits = bit_cast<Bits<T>>(value);
       largest = bits > largest ? bits : largest;
-      mine += h(value);
+      mine.add(h(value));
     }
     const Bits<T> m = reduce(largest, [](Bits<T> a, Bits<T> b) { return a > b ? a : b; });
-    return {bit_cast<T>(m), reduce(static_cast<double>(mine), [](double a, double b) { return a + b; })};
+    return {bit_cast<T>(m), reduce(mine.value(), [](double a, double b) { return a + b; })};
   }
 };
 
