@@ -3,5 +3,6 @@
 from soatfast.train.data.batches import Batch, Batches
 from soatfast.train.data.indexed import IndexedDataset, ShardedSampler
 from soatfast.train.data.sets import Data, load_data
+from soatfast.train.data.transform import CropFlipTransform
 
-__all__ = ["Batch", "Batches", "Data", "IndexedDataset", "ShardedSampler", "load_data"]
+__all__ = ["Batch", "Batches", "CropFlipTransform", "Data", "IndexedDataset", "ShardedSampler", "load_data"]

@@ -212,7 +212,8 @@ class Endless(Dataset):
         (5, "a length and items by index, got int"),
         (Items(torch.zeros(1, 2, 2)), r"yield \(x, y\), x a tensor, got a tensor \(1, 2, 2\) as item 0"),
         (Items((np.zeros((1, 2, 2)), 1)), r"got \(ndarray, int\) as item 0"),
-        (Items((torch.zeros(1, 2, 2), 1, 0)), r"got \(a tensor \(1, 2, 2\), int, int\) as item 0"),
+        (Items((torch.zeros(1, 2, 2),)), r"got \(a tensor \(1, 2, 2\)\) as item 0"),
+        (Items({"picture": torch.zeros(2), "y": 1}), r"'picture': a tensor \(2,\), 'y': int.*; image= names the part"),
     ],
 )
 def test_what_is_no_data_set_of_pairs(dataset, message, check):
