@@ -3,8 +3,8 @@
     python -m benchmarks.crops [--batches 30]
 
 Prediction, before the first run: about twenty times as much image by image, as each of a dozen torch calls costs
-microseconds whatever the size, and a 3 x 32 x 32 image is 12 kB. (It was more.) Image by image: ``draw(1)`` and ``apply``
-for each, as IndexedDataset does. Whole batch: ``draw`` and ``apply`` once. The two take turns, one thread; medians.
+microseconds whatever the size, and a 3 x 32 x 32 image is 12 kB. (It was more.) Image by image: ``draw(1)`` and
+``apply`` for each, as IndexedDataset does. Whole batch: ``draw`` and ``apply`` once. The two take turns; medians.
 """
 
 from __future__ import annotations
