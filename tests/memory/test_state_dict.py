@@ -117,3 +117,12 @@ def test_a_forgotten_synchronize_is_found_at_the_checkpoint(tmp_path):
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert torch.equal(first["values"], second["values"])
     assert first["visits"].nonzero().flatten().tolist() == [3, 4, 8, 9]
+
+
+def test_lightning_fabric_checkpoints_it(tmp_path):
+    fabric = pytest.importorskip("lightning_fabric").Fabric(accelerator="cpu", devices=1)
+    memory = used(torch.int8, math.inf)
+    fabric.save(tmp_path / "run.ckpt", {"memory": memory, "epoch": 3})
+    other = PerturbationMemory(20, SHAPE, torch.int8)
+    rest = fabric.load(tmp_path / "run.ckpt", {"memory": other})
+    assert same(memory, other) and rest == {"epoch": 3}
