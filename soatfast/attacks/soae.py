@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from soatfast import ops
+from soatfast.attacks.pgd import PGD
 from soatfast.attacks.second_order import SecondOrderAttack
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
@@ -53,12 +54,16 @@ class SOAE(SecondOrderAttack):
         check_every: ask every so many products whether all samples are solved, one synchronisation with the device
             each; None never asks.
         compact: leave samples out of the passes that are solved already (one synchronisation a product).
+        random_start: GMRES starts from a random delta_0 of the step's ball in place of 0, as in the paper's equation 8.
+            What of it lies in the null space of H stays in the direction. Not for "tr" and "gn", which have no start.
+        generator: random numbers of delta_0; on x's device.
 
     p is 1, 2 or inf. A direction that is zero or not finite is replaced by the gradient.
 
     Passes, at most, with m = max_dim: fe T (1 + m) forwards and backwards to the input; cd the same calls with T (1 +
     2 m) sample passes; exact T forwards and T (1 + m) backwards; gn T forwards and T (K - 1) backwards. Products stop
-    early where every sample is solved; "tr" makes min(m, dimension of the space).
+    early where every sample is solved; "tr" makes min(m, dimension of the space). random_start makes one product more
+    in each of the T steps.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
@@ -79,6 +84,8 @@ class SOAE(SecondOrderAttack):
     rcond: float | None = None
     check_every: int | None = 1
     compact: bool = False
+    random_start: bool = False
+    generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     watchable = True
 
@@ -95,6 +102,11 @@ class SOAE(SecondOrderAttack):
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}")
+        if self.random_start and (self.variant == "tr" or self.scheme == "gn"):
+            raise ValueError(
+                f'random_start is of GMRES: it takes variant "newton" or "literal" and scheme "fe", "cd" or "exact", '
+                f"got {self.variant!r} and {self.scheme!r}"
+            )
         if self.max_dim is not None:
             check_steps(self.max_dim, "max_dim")
         if self.check_every is not None:
@@ -173,8 +185,14 @@ class SOAE(SecondOrderAttack):
             c[:, 0] = space.length
             z = quadratic.trust_region(space.hessenberg[:, :m], c, self._l2(reach, size))
             return g, space.combine(z)
-        found = gmres(product, g, max_dim=m, rtol=self.rtol, stop=self.stop, **solver)
+        start = self._random(x, reach) if self.random_start else None
+        found = gmres(product, g, start, max_dim=m, rtol=self.rtol, stop=self.stop, **solver)
         return g, found.x
+
+    def _random(self, x: Tensor, reach: float | Tensor) -> Tensor:
+        """delta_0, uniform in the step's ball."""
+        ball = PGD(eps=reach, p=self.p, bounds=(-math.inf, math.inf), mask=self.mask, generator=self.generator)
+        return ball._start(torch.zeros_like(x))
 
     def _l2(self, reach: float | Tensor, size: int) -> float | Tensor:
         """Radius of the smallest L2 ball around the step's ball."""
@@ -184,7 +202,7 @@ class SOAE(SecondOrderAttack):
         """Passes of one call, at most; classes matter for "gn" only, and max_dim None counts as 20."""
         if self.scheme == "gn":
             return passes_of(batch, forward=self.steps, backward_input=self.steps * (classes - 1))
-        m = _MAX_DIM if self.max_dim is None else self.max_dim
+        m = (_MAX_DIM if self.max_dim is None else self.max_dim) + self.random_start
         if self.scheme == "exact":
             return passes_of(batch, forward=self.steps, backward_input=self.steps * (1 + m))
         products = passes_of(

@@ -60,6 +60,58 @@ def test_it_is_the_slow_loop(net):
     torch.testing.assert_close(attack(model, x, y), slow_haat(model, x, y, attack, start), rtol=0, atol=1e-6)
 
 
+def slow_literal(model, x, y, attack, start):
+    """Algorithm 1 as printed: x moves after every power step."""
+    eps, alpha, h = attack.eps, attack.eps / 4, attack.h
+    rows = []
+    for i in range(len(x)):
+        origin, t = x[i : i + 1], x[i : i + 1]
+        for step in range(attack.steps):
+            u = start[step][i : i + 1]
+            u = u / u.norm()
+            for _ in range(attack.power):
+                g = slow_gradient(model, t, y[i : i + 1])
+                product = (slow_gradient(model, t + h * u, y[i : i + 1]) - g) / h
+                u = product / product.norm()
+                length = eps * math.sqrt(x[0].numel()) if attack.w2 is None else attack.w2
+                moved = t + length * u / u.abs().max() + alpha * g.sign()
+                t = (moved - origin).clamp(-eps, eps).add(origin).clamp(0, 1)
+        rows.append(t)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("w2", [None, 0.01])
+def test_the_literal_variant_moves_inside_the_power_loop(w2):
+    model, (x, y) = smooth_net(), batch(n=4)
+    attack = HAAT(
+        eps=0.1, steps=2, power=3, h=1e-5, w2=w2, variant="literal", generator=torch.Generator().manual_seed(7)
+    )
+    generator = torch.Generator().manual_seed(7)
+    start = [torch.empty_like(x).normal_(generator=generator) for _ in range(2)]
+    with count_passes(model) as passes:
+        x_adv = attack(model, x, y)
+    torch.testing.assert_close(x_adv, slow_literal(model, x, y, attack, start), rtol=0, atol=1e-6)
+    assert passes.total() == attack.passes(4) and attack.passes().forward == 12
+
+
+def test_w2_is_the_length_of_the_second_step():
+    model, (x, y) = smooth_net(), batch(n=20)
+    x = 0.3 + 0.4 * x
+    options = {"eps": 0.1, "steps": 1, "step_size": 0.01}
+
+    def moved(**more):
+        return HAAT(**options, **more, generator=torch.Generator().manual_seed(0))(model, x, y) - x
+
+    assert torch.equal(moved(w2=0.01), moved())
+    largest = (moved(w2=0.03).abs().flatten(1).amax(1) * 1000).round()
+    assert set(largest.tolist()) <= {10.0, 40.0} | set(range(10, 41)) and largest.max() == 40
+    assert torch.equal(moved(w2=0.0), PGD(random_start=False, **options)(model, x, y) - x)
+    each = torch.linspace(0, 0.03, 20, dtype=torch.float64)
+    torch.testing.assert_close(moved(w2=each)[0], moved(w2=0.0)[0])
+    torch.testing.assert_close(moved(w2=each)[-1], moved(w2=0.03)[-1])
+    torch.testing.assert_close(moved(variant="paper", h=1e-3, w2=0.0), moved(w2=0.0))
+
+
 def test_a_linear_model_leaves_the_gradients_step():
     """No curvature of the objective: margin of a linear model. u stays the noise, and points along the gradient."""
     model, (x, y) = linear_net(classes=2), batch(classes=2)
@@ -119,9 +171,11 @@ def test_bad_options_say_what_was_expected():
         HAAT(p=2)
     with pytest.raises(ValueError, match="power must be at least 1, got 0"):
         HAAT(power=0)
-    with pytest.raises(ValueError, match='variant must be "resolved" or "paper"'):
+    with pytest.raises(ValueError, match='variant must be "resolved", "paper" or "literal"'):
         HAAT(variant="exact")
     with pytest.raises(ValueError, match="h must be finite and > 0"):
         HAAT(h=math.inf)
+    with pytest.raises(ValueError, match="w2 must be finite and >= 0"):
+        HAAT(w2=-0.1)
     with pytest.raises(ValueError, match="step_size must be finite"):
         HAAT(step_size=-1.0)

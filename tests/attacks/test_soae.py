@@ -147,6 +147,31 @@ def test_without_asking_every_product_is_made(variant):
         SOAE(check_every=0)
 
 
+@pytest.mark.parametrize("scheme", ["exact", "fe", "cd"])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_random_start_keeps_its_part_in_the_null_space(scheme, compact):
+    """The paper's equation 8: delta_0 + K_m. GMRES changes the range of H only, so the rest is delta_0's own."""
+    model, (x, y) = relu_net(), batch(n=5)
+    dense = hessians(model, x, y)
+    tight = {"rtol": 1e-10 if scheme == "exact" else 1e-5, "max_dim": 16, "scheme": scheme, "compact": compact}
+
+    def run(seed, start=True):
+        attack = SOAE(random_start=start, generator=torch.Generator().manual_seed(seed), **tight)
+        return direction(attack, model, x, y, reach=0.05)[1]
+
+    one, other, zero = run(0), run(1), run(0, start=False)
+    assert not torch.allclose(one, other)
+    image = lambda d: (dense @ d.unsqueeze(2)).squeeze(2)  # noqa: E731
+    tolerance = 1e-6 if scheme == "exact" else 2e-2
+    torch.testing.assert_close(image(one), image(zero), rtol=tolerance, atol=tolerance * float(image(zero).abs().max()))
+    with count_passes(model) as passes:
+        SOAE(eps=0.1, steps=2, max_dim=3, rtol=0.0, scheme=scheme, random_start=True, check_every=None)(model, x, y)
+    expected = SOAE(eps=0.1, steps=2, max_dim=3, scheme=scheme, random_start=True).passes(5)
+    assert passes.total() == expected
+    moved = SOAE(eps=0.1, steps=2, random_start=True, p=2)(model, x, y) - x
+    assert moved.isfinite().all() and (moved.flatten(1).norm(dim=1) <= 0.1 + 1e-9).all()
+
+
 def test_subdiagonal_stop_is_absolute():
     model, (x, y) = smooth_net(), batch(n=5)
     counts = []
@@ -216,6 +241,9 @@ def test_bad_options_say_what_was_expected():
         SOAE(h=0.0)
     with pytest.raises(ValueError, match="p must be 1, 2 or"):
         SOAE(p=3)
+    for wrong in ({"variant": "tr"}, {"scheme": "gn"}):
+        with pytest.raises(ValueError, match="random_start is of GMRES"):
+            SOAE(random_start=True, **wrong)
     model, (x, y) = relu_net(), batch()
     with pytest.raises(ValueError, match=r"max_dim must lie in 1\.\.16"):
         SOAE(max_dim=17)(model, x, y)
