@@ -18,7 +18,7 @@ from benchmarks.harness import race
 from soatfast.attacks import PGD
 from soatfast.gradients import oracle
 
-ENGINES = ("channels_last", "bf16", "bf16+channels_last", "compile+bf16+channels_last")
+ENGINES = ("channels_last", "bf16", "bf16+channels_last", "bf16+channels_last+compile")
 
 
 @pytest.mark.parametrize(("network", "batch"), [("SmallCNN", 128), ("ResNet18", 1), ("ResNet18", 16)])

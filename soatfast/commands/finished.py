@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from soatfast.commands.methods import METHODS
+from soatfast.commands.options import nearest
 from soatfast.gradients.device import default_device
 from soatfast.runs import files
 from soatfast.runs.errors import UserError
@@ -37,6 +38,10 @@ class Finished:
     def methods(self, wanted: Sequence[str]) -> list[str]:
         """The wanted methods, each once, by default all; UserError for one that it or this version has not."""
         has = self.config["methods"]
+        try:
+            nearest("method", wanted, METHODS)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         missing = [name for name in wanted if name not in has]
         if missing:
             raise UserError(f"{self.folder} has {', '.join(has)}, not {', '.join(missing)}")

@@ -19,26 +19,31 @@ PARTS = (*_PRECISIONS, *_FLAGS)
 
 Name = Literal[
     "eager",
-    "bf16",
-    "bf16+channels_last",
-    "bf16+channels_last+compile",
-    "bf16+channels_last+graph",
-    "bf16+compile",
-    "bf16+graph",
-    "channels_last",
-    "channels_last+compile",
-    "channels_last+graph",
+    "graph",
     "compile",
     "compile+graph",
+    "channels_last",
+    "channels_last+graph",
+    "channels_last+compile",
+    "channels_last+compile+graph",
+    "bf16",
+    "bf16+graph",
+    "bf16+compile",
+    "bf16+compile+graph",
+    "bf16+channels_last",
+    "bf16+channels_last+graph",
+    "bf16+channels_last+compile",
+    "bf16+channels_last+compile+graph",
     "fp16",
-    "fp16+channels_last",
-    "fp16+channels_last+compile",
-    "fp16+channels_last+graph",
-    "fp16+compile",
     "fp16+graph",
-    "graph",
+    "fp16+compile",
+    "fp16+compile+graph",
+    "fp16+channels_last",
+    "fp16+channels_last+graph",
+    "fp16+channels_last+compile",
+    "fp16+channels_last+compile+graph",
 ]
-"""The usual names, for type checkers; :func:`parse` takes the parts in any order."""
+"""Every engine's name, for type checkers: the parts in the order of :data:`PARTS`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def parse(name: str) -> Engine:
         TypeError: name is no string.
         ValueError: an unknown or repeated part, or two precisions.
 
-    >>> parse("compile+bf16")
+    >>> parse("bf16+compile")
     Engine(precision=torch.bfloat16, channels_last=False, compile=True, graph=False)
     """
     if not isinstance(name, str):
@@ -76,6 +81,9 @@ def parse(name: str) -> Engine:
     precisions = [part for part in parts if part in _PRECISIONS]
     if len(set(parts)) < len(parts) or len(precisions) > 1 or not set(parts) <= set(PARTS):
         raise ValueError(f'engine must be "eager", or some of {", ".join(PARTS)} joined by "+", got {name!r}')
+    ordered = "+".join(part for part in PARTS if part in parts)
+    if parts and ordered != name:
+        raise ValueError(f"engine {name!r} is written {ordered!r}")
     precision = _PRECISIONS[precisions[0]] if precisions else None
     return Engine(precision, **{flag: flag in parts for flag in _FLAGS})
 

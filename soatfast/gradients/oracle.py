@@ -17,7 +17,7 @@ from soatfast.gradients.checks import check_labels
 from soatfast.gradients.kernels import has_recurrent, twice_differentiable, without_cudnn
 from soatfast.gradients.passes import unwrap
 from soatfast.gradients.recycled import Recycled
-from soatfast.gradients.state import Mode, ModelState
+from soatfast.gradients.state import Mode, ModelState, check_second_derivative
 from soatfast.ops.arguments import as_column
 
 
@@ -310,8 +310,10 @@ class InputGradient:
 
         One forward and one backward here; the graph is kept as long as hvp is. Needs twice-differentiable operations.
         What torch.compile makes is not: an engine with "compile" runs these passes uncompiled, and a model that the
-        caller has compiled cannot be used.
+        caller has compiled cannot be used, nor one with FSDP.
         """
+        if self.state.sharded:
+            check_second_derivative("an exact Hessian", self.model)
         with self._grad_enabled(x, self.engine.precision) as leaf:
             with twice_differentiable():
                 logits = self._forward(leaf, y, own=False)

@@ -289,6 +289,15 @@ def is_sharded(model: Any) -> bool:
     return any(kind is not None and kind.sharded for kind in kinds)
 
 
+def check_second_derivative(name: str, model: Any) -> None:
+    """Raise TypeError where FSDP frees the weights after the first backward, or loses what a second one finds."""
+    if is_sharded(model):
+        raise TypeError(
+            f"{name} goes twice through the model's backward, which FSDP does not support: use "
+            "DistributedDataParallel, or a method of differences"
+        )
+
+
 def is_exported(model: nn.Module) -> bool:
     """Whether part of the model is a module of ``torch.export``, which may take batches of one size only."""
     return any("train" in m.__dict__ and isinstance(m, torch.fx.GraphModule) for m in behind.modules([model]))

@@ -15,6 +15,7 @@ from soatfast.gradients.checks import check_batch
 from soatfast.gradients.kernels import twice_differentiable
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes
+from soatfast.gradients.state import check_second_derivative
 from soatfast.losses.base import Loss, Step, mean
 from soatfast.losses.noise import check_linf, into_box, uniform
 from soatfast.losses.regulariser import attached_gradient, norms
@@ -73,6 +74,7 @@ class GradAlign(Loss):
 
     def _step_of(self, model: nn.Module, x: Tensor, y: Tensor) -> Step:
         check_batch(x, y, self.bounds, self._labels)
+        check_second_derivative("GradAlign", model)
         if len(x) == 0:
             return self._trained(model, x, y)
         x = x.detach()

@@ -22,7 +22,7 @@ from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.gradients.precision import is_half, wide
 from soatfast.gradients.recycled import Recycled
-from soatfast.gradients.state import usable
+from soatfast.gradients.state import check_second_derivative, usable
 from soatfast.losses.base import Loss, Step, mean
 
 UNBOUNDED = (-math.inf, math.inf)
@@ -43,6 +43,11 @@ class Regularised(Loss):
 
     Losses that take differences run their passes without TF32; the backward() that follows is the caller's, who does
     well to leave TF32 off for it: its noise of 1e-3 is divided by the step there too.
+
+    FSDP frees the weights after one backward: losses that go twice through it are refused there.
+
+    ``passes()`` is of a model without ``torch.utils.checkpoint``. With it, and where the mode of some layer is changed,
+    the regulariser's parameter gradients are taken at once: 1 backward to the parameters more.
     """
 
     mode: Mode = "eval"
@@ -55,6 +60,8 @@ class Regularised(Loss):
         check_batch(x, y, getattr(self, "bounds", UNBOUNDED), self._labels)
         if self._differences:
             check_full_precision(type(self).__name__, model, x)
+        if self._twice:
+            check_second_derivative(type(self).__name__, model)
         if len(x) == 0:
             return self._trained(model, x, y)
         x, y = usable(x), usable(y)

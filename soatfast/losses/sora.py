@@ -18,6 +18,7 @@ from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.gradients.passes import Passes
 from soatfast.losses.alignment import pert_align
 from soatfast.losses.base import Loss, Step, fields_of
+from soatfast.losses.noise import into_box, uniform
 from soatfast.ops.arguments import Bounds, check_between, check_number, check_radius, to_multiply
 
 
@@ -166,18 +167,18 @@ class SORA(Loss):
 
     def _start(self, x: Tensor) -> Tensor:
         if self.p == math.inf:
-            noise = torch.empty_like(x).uniform_(-1, 1, generator=self.generator)
+            noise = uniform(x, self.generator)
         else:
             radius = torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(generator=self.generator)
             noise = ops.lmo(torch.empty_like(x).normal_(generator=self.generator), 2, radius)
-        return (x + to_multiply(self.eps, "eps", x) * noise).clamp_(*self.bounds)  # type: ignore[arg-type]
+        return into_box(x + to_multiply(self.eps, "eps", x) * noise, self.bounds)
 
     def _step(self, start: Tensor, direction: Tensor) -> Tensor:
         share = (self.gain / (1 - self.state.to(start.device).rho)).clamp(max=1.0)  # rho = 1: inf, hence 1
         name = "eps" if self.max_step is None else "max_step"
         longest = to_multiply(2 * self.eps if self.max_step is None else self.max_step, name, start)
         length = torch.empty_like(start).uniform_(generator=self.generator) * longest
-        return (start + share.to(start.dtype) * length * direction).clamp_(*self.bounds)  # type: ignore[arg-type]
+        return into_box(start + share.to(start.dtype) * length * direction, self.bounds)
 
     def _update(self, g: Tensor, h: Tensor, direction: Tensor, factor: Tensor) -> None:
         # The value is the mean of the samples' losses, and backward() began with `factor`.

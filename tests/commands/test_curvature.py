@@ -67,6 +67,7 @@ class Stops(Progress):
     [
         (["--run-dir", "nowhere"], "run soatfast compare --run-dir nowhere first"),
         (["--methods", "haat"], "has standard, pgd4, not haat"),
+        (["--methods", "pgd44"], "there is no method 'pgd44'; the nearest are pgd4"),
         (["--seed", "3"], "standard was not trained with seed 3"),
         (["--max-dim", "1000"], "max_dim must lie in 1..784"),
     ],

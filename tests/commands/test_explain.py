@@ -119,6 +119,7 @@ def test_samples_are_of_one_class_after_the_other_and_then_wrong_ones(run_dir):
     [
         (["--run-dir", "nowhere"], "run soatfast compare --run-dir nowhere first"),
         (["--methods", "haat"], "has standard, pgd4, not haat"),
+        (["--methods", "pgd44"], "there is no method 'pgd44'; the nearest are pgd4"),
         (["--seed", "3"], "standard was not trained with seed 3"),
     ],
 )

@@ -4,6 +4,9 @@ import copy
 import dataclasses
 import functools
 import gc
+import itertools
+import re
+import typing
 import weakref
 from functools import partial
 
@@ -17,10 +20,10 @@ from soatfast import ops
 from soatfast.attacks import HAAT, MIFGSM, PGD, SOAE, FrankWolfe
 from soatfast.gradients import InputGradient, cast_weights, count_passes
 from soatfast.gradients import engine as engine_module
-from soatfast.gradients.engine import Engine, parse
+from soatfast.gradients.engine import Engine, Name, parse
 from soatfast.losses import MART, SCORPIO, TRADES
 
-ENGINES = ["channels_last", "compile", "bf16", "fp16", "bf16+channels_last", "compile+bf16"]
+ENGINES = ["channels_last", "compile", "bf16", "fp16", "bf16+channels_last", "bf16+compile"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +79,8 @@ def relative(a, b):
         ("eager", Engine()),
         ("bf16", Engine(torch.bfloat16)),
         ("fp16", Engine(torch.float16)),
-        ("channels_last+fp16", Engine(torch.float16, channels_last=True)),
-        ("compile+channels_last+bf16", Engine(torch.bfloat16, channels_last=True, compile=True)),
+        ("fp16+channels_last", Engine(torch.float16, channels_last=True)),
+        ("bf16+channels_last+compile", Engine(torch.bfloat16, channels_last=True, compile=True)),
     ],
 )
 def test_names(name, expected):
@@ -90,6 +93,17 @@ def test_names(name, expected):
 def test_names_that_are_none(name):
     with pytest.raises(ValueError, match="engine must be"):
         parse(name)
+
+
+def test_every_engine_has_one_name_that_type_checkers_know():
+    names = typing.get_args(Name)
+    engines = [parse(name) for name in names]
+    assert len(set(engines)) == len(engines) == 24
+    for name in names:
+        parts = name.split("+")
+        for other in set(itertools.permutations(parts)) - {tuple(parts)}:
+            with pytest.raises(ValueError, match=re.escape(f"is written '{name}'")):
+                parse("+".join(other))
 
 
 def test_an_engine_is_named_by_a_string():
@@ -222,8 +236,8 @@ def test_layers_of_their_own_kind_are_left_to_autocast():
     assert cast_weights.casts_once(half, layers)
     for other in (nn.DataParallel(nn.Linear(4, 2)), torch.compile(nn.Linear(4, 2))):
         assert not cast_weights.casts_once(half, [*layers, other])
-    assert not cast_weights.casts_once(parse("compile+bf16"), layers)
-    assert not cast_weights.casts_once(parse("graph+bf16"), layers)
+    assert not cast_weights.casts_once(parse("bf16+compile"), layers)
+    assert not cast_weights.casts_once(parse("bf16+graph"), layers)
 
 
 class Linear2(nn.Linear):

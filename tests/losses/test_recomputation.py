@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from soatfast.attacks import PGD
 from soatfast.gradients import count_passes
+from soatfast.gradients.passes import Passes
 from soatfast.losses import CURE, LLR, SCORPIO, SOAR, TRADES, AdversarialTraining, InputGradientPenalty
 from tests.nets import batch
 
@@ -50,6 +51,17 @@ def gradients(loss, model):
 def test_a_checkpointed_model_has_the_gradient_of_the_plain_one(loss, kind):
     for a, b in zip(gradients(loss, Net(kind, True)), gradients(loss, Net(kind)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("loss", REGULARISERS, ids=NAMES)
+def test_a_checkpointed_model_costs_one_backward_more_where_modes_are_changed(loss):
+    x, y = batch(shape=(3, 8, 8), classes=5, dtype=torch.float32)
+    for trained in (True, False):
+        changed = trained != (loss.mode == "train")
+        model = Net("batch norm", True).train(trained)
+        with count_passes(model) as passes:
+            loss(model, x, y).backward()
+        assert passes.total() == loss.passes(6) + Passes(backward_parameters=int(changed))
 
 
 @pytest.mark.parametrize("loss", [CURE(mode="keep"), SCORPIO(eps=0.1), SCORPIO(eps=0.1, mode="keep"), TRADES(steps=2)])
