@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from soatfast.runs import files, parts
 from soatfast.runs.errors import UserError
 from soatfast.runs.files import fingerprint
 from soatfast.runs.folder import OPTIONS, check_options, remove_command, write_options
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Start
 from soatfast.runs.table import Column, Table
@@ -97,10 +97,14 @@ def run(config: AttackConfig, progress: Progress | None = None) -> Table:
     finished batch is kept until all are done. The random numbers of a batch depend on the seed and its place only.
     """
     progress = progress or Progress()
+    config.check_start(config.run_dir, OPTIONS)
+    with locked(config.run_dir, progress.note):
+        return _run(config, progress)
+
+
+def _run(config: AttackConfig, progress: Progress) -> Table:
     folder = config.run_dir
-    config.check_start(folder, OPTIONS)
     progress.wrote(folder, EXAMPLES, OPTIONS, RESULTS, SHOWN)
-    files.make_writable(folder)
     data = config.subject.load_data()
     attacker = config.make(data)
     samples = _chosen(config, data)
@@ -198,10 +202,8 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write the whole NPZ or nothing."""
-    partial = path.with_name(path.name + files.PARTIAL)
-    with partial.open("wb") as file:
+    with files.replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(partial, path)
 
 
 def _whole(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from soatfast.losses import SCORPIO, AdversarialTraining
 from soatfast.runs import files
 from soatfast.runs.errors import UserError
 from soatfast.runs.folder import OPTIONS, check_options, remove_command, write_options
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Start
 from soatfast.runs.table import Column, Table
@@ -68,7 +69,12 @@ def run(config: BenchConfig, progress: Progress | None = None, checkout: Path = 
     if quick and config.only:
         raise UserError(f"only chooses among a checkout's benchmarks, and {checkout} has none")
     names = [] if quick else _names(scripts, config.only)
-    files.make_writable(config.run_dir)
+    with locked(config.run_dir, progress.note):
+        return _run(config, names, checkout, progress)
+
+
+def _run(config: BenchConfig, names: list[str], checkout: Path, progress: Progress) -> str:
+    quick = not names
     options = {"command": "bench", "quick": quick, "machine": _machine()}
     if config.fresh:
         remove_command(config.run_dir, "bench", "benchmarks", _PARTS, RESULTS, SHOWN)
@@ -115,14 +121,13 @@ def _full(folder: Path, names: list[str], checkout: Path, progress: Progress) ->
 
 
 def _run_file(name: str, path: Path, checkout: Path) -> None:
-    partial_path = path.with_name(path.name + ".partial")
-    command = [sys.executable, "-m", "pytest", "-q", f"benchmarks/bench_{name}.py", f"--benchmark-json={partial_path}"]
-    _output(command, checkout, f"bench_{name}")
-    try:
-        json.loads(partial_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"bench_{name} wrote no figures: are all its tests deselected? ({error})") from error
-    os.replace(partial_path, path)
+    with files.replacing(path) as partial:
+        command = [sys.executable, "-m", "pytest", "-q", f"benchmarks/bench_{name}.py", f"--benchmark-json={partial}"]
+        _output(command, checkout, f"bench_{name}")
+        try:
+            json.loads(partial.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"bench_{name} wrote no figures: are all its tests deselected? ({error})") from error
 
 
 def _output(command: list[str], checkout: Path, what: str) -> str:

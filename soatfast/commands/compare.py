@@ -28,6 +28,7 @@ from soatfast.runs import files, parts
 from soatfast.runs.errors import UserError
 from soatfast.runs.files import digest, fingerprint
 from soatfast.runs.folder import OPTIONS
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Start
 from soatfast.runs.table import Column, Table
@@ -116,7 +117,11 @@ def run(config: CompareConfig, progress: Progress | None = None) -> Table:
         raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
     progress = progress or Progress()
     config.check_start(config.run_dir, f"*/seed-*/{OPTIONS}")
-    files.make_writable(config.run_dir)
+    with locked(config.run_dir, progress.note):
+        return _run(config, progress)
+
+
+def _run(config: CompareConfig, progress: Progress) -> Table:
     if "autoattack" in config.attacks:  # asked now, and not after hours of training
         check_torchattacks()
     data = load_data(config.data, config.data_root, config.download).first(config.train_samples, config.test_samples)

@@ -21,8 +21,9 @@ from soatfast.gradients.oracle import InputGradient
 from soatfast.ops.arguments import norm_name
 from soatfast.runs import files, parts
 from soatfast.runs.errors import UserError
-from soatfast.runs.figures import PALETTE, clear_axes, figure
+from soatfast.runs.figures import PALETTE, clear_axes, figure, save
 from soatfast.runs.files import digest, fingerprint
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Flag, Start
 from soatfast.runs.table import Column, Table
@@ -122,6 +123,11 @@ def run(config: CurvatureConfig, progress: Progress | None = None) -> Table:
     config.check_start(config.run_dir, f"{parts.FOLDER}/curvature-*", "curvature.json")
     shown = _of_weights(config) if config.weights else _of_comparison(config)
     files.make_writable(config.run_dir)
+    with locked(config.run_dir, progress.note):
+        return _run(config, shown, progress)
+
+
+def _run(config: CurvatureConfig, shown: Shown, progress: Progress) -> Table:
     count = min(config.samples, len(shown.data.test))  # type: ignore[arg-type]
     x, y = (torch.stack(column) for column in zip(*(shown.data.test[i] for i in range(count)), strict=True))
     y = torch.as_tensor(y)
@@ -285,4 +291,4 @@ def _picture(path: Path, values: dict[str, Tensor], shown: Shown) -> None:
     axis.set_ylim(0, 101)
     clear_axes(axis)
     axis.legend(frameon=False, fontsize=9)
-    made.savefig(path, format="png")
+    save(made, path)

@@ -22,6 +22,7 @@ from soatfast.gradients.passes import Passes
 from soatfast.ops.arguments import norm_name
 from soatfast.runs import files
 from soatfast.runs.files import fingerprint
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress, Report
 from soatfast.runs.resume import Start
 from soatfast.runs.table import Table
@@ -81,9 +82,13 @@ def run(config: EvaluateConfig, progress: Progress | None = None) -> list[Table]
     masking.png as well; return the tables.
     """
     progress = progress or Progress()
+    config.check_start(config.run_dir, FILE)
+    with locked(config.run_dir, progress.note):
+        return _run(config, progress)
+
+
+def _run(config: EvaluateConfig, progress: Progress) -> list[Table]:
     folder = config.run_dir
-    config.check_start(folder, FILE)
-    files.make_writable(folder)
     if config.autoattack:
         check_torchattacks()
     data = config.subject.load_data()

@@ -23,6 +23,7 @@ from soatfast.gradients.passes import Passes
 from soatfast.ops.arguments import norm_name
 from soatfast.runs import files, parts
 from soatfast.runs.files import digest, fingerprint
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Start
 from soatfast.runs.table import Column, Table
@@ -84,6 +85,11 @@ def run(config: ExplainConfig, progress: Progress | None = None) -> Table:
     progress = progress or Progress()
     config.check_start(config.run_dir, f"{parts.FOLDER}/explain-*", "explain.json")
     found = open_comparison(config.run_dir)
+    with locked(config.run_dir, progress.note):
+        return _run(config, found, progress)
+
+
+def _run(config: ExplainConfig, found: Finished, progress: Progress) -> Table:
     names = found.methods(config.methods)
     models = {name: found.model(name, config.seed) for name in names}  # what is missing is said before the work
     folder = config.run_dir / "explain"

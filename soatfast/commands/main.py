@@ -31,7 +31,7 @@ _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows t
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 0, 1 for an error, 130 after Ctrl-C (usage errors exit with 2)."""
+    """Run the command line; exit status 0, 1 an error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM in a training."""
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or os.environ.get("SOATFAST_DEBUG", "0") not in ("", "0")
     try:
@@ -41,15 +41,27 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print("interrupted; the same command (without --fresh) resumes", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        if end.code != 143:
+            raise
+        print("terminated; the same command (without --fresh) resumes", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
         return 1
     except Exception as error:
         if debug or not _is_users(error):
             raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        if not _is_said_elsewhere(error):
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
     return 0
+
+
+def _is_said_elsewhere(error: Exception) -> bool:
+    from soatfast.runs.errors import ElsewhereError
+
+    return isinstance(error, ElsewhereError)
 
 
 def _is_users(error: Exception) -> bool:

@@ -13,6 +13,7 @@ from soatfast.gradients.engine import parse
 from soatfast.gradients.timing import Timing, candidates, tune
 from soatfast.runs import files
 from soatfast.runs.folder import OPTIONS, write_options
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
 from soatfast.runs.table import Column, Table
 from soatfast.train.subject import Subject
@@ -52,7 +53,11 @@ class TuneConfig:
 def run(config: TuneConfig, progress: Progress | None = None) -> Table:
     """Write tune.md, tune.json and options.json into the run folder; return the table."""
     progress = progress or Progress()
-    files.make_writable(config.run_dir)
+    with locked(config.run_dir, progress.note):
+        return _run(config, progress)
+
+
+def _run(config: TuneConfig, progress: Progress) -> Table:
     write_options(config.run_dir, {"command": "tune", "config": files.describe(config)})
     data = config.subject.load_data()
     torch.manual_seed(config.seed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from soatfast.evaluate.curves import Curve
 from soatfast.evaluate.masking import Scatter
-from soatfast.runs.figures import MARKERS, PALETTE, clear_axes, figure
+from soatfast.runs.figures import MARKERS, PALETTE, clear_axes, figure, save
 
 _RED, _BLUE = PALETTE[1], PALETTE[0]
 
@@ -54,7 +54,7 @@ def curves_picture(path: Path, curves: Sequence[Curve], title: str, steps: bool 
         axes.set_ylim(-3, 103)
     axes.set_ylabel("accuracy (%)")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9, frameon=False, ncols=2)
-    picture.savefig(path, format="png")
+    save(picture, path)
 
 
 def scatter_picture(path: Path, scatters: Sequence[tuple[str, Scatter]], white: str, black: str, title: str) -> None:
@@ -101,7 +101,7 @@ def scatter_picture(path: Path, scatters: Sequence[tuple[str, Scatter]], white: 
         axes.set_xlabel(f"margin after {white}")
         axes.set_ylabel(f"margin after {black}")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=9, frameon=False)
-    picture.savefig(path, format="png")
+    save(picture, path)
 
 
 def _figure(title: str, size: tuple[float, float], panels: int = 1) -> tuple[Any, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from soatfast.evaluate.batch import FIELDS, Cell
 from soatfast.gradients.passes import Passes
 from soatfast.runs.errors import RunFolderError
-from soatfast.runs.files import PARTIAL, make_writable
+from soatfast.runs.files import make_writable, replacing
 
 FILE = "evaluation.npz"
 _VERSION = 2  # 1 had no PSNR and SSIM
@@ -96,13 +95,8 @@ class Store:
             costs = [(*dataclasses.astuple(cell.passes), *cell.asked) for cell in cells]
             arrays[f"{i}.costs"] = np.array(costs, dtype=np.int64).reshape(-1, _COSTS)
             arrays[f"{i}.seconds"] = np.array([cell.seconds for cell in cells])
-        partial = self.path.with_name(self.path.name + PARTIAL)
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-            os.replace(partial, self.path)
-        except OSError as error:
-            raise RunFolderError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        with replacing(self.path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
         self._written, self._dirty = time.monotonic(), False
 
     def _load(self, path: Path) -> None:

@@ -21,6 +21,7 @@ from soatfast.gradients.device import device_of
 from soatfast.gradients.state import ModelState
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.files import describe, digest, fingerprint, write_text
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Report
 
 Loader = Iterable[Any]
@@ -100,17 +101,24 @@ def suite(
         "quality": _measures(quality),
         "weights": fingerprint(model),
     }
-    store = records.Store(options, None if folder is None else Path(folder), resume)
-    if folder is not None:
+    if folder is None:
+        return _stored(model, loader, chosen, records.Store(options), progress)
+    with locked(Path(folder)):
+        store = records.Store(options, Path(folder), resume)
         (Path(folder) / TABLE).unlink(missing_ok=True)  # no report beside an unfinished run
-    with evaluating(model), contextlib.ExitStack() as stack:
-        stack.callback(store.flush)
-        _run(model, loader, chosen, store, progress)
-    store.finish()
-    result = result_of(store)
-    if folder is not None:
+        result = _stored(model, loader, chosen, store, progress)
         write_text(Path(folder) / TABLE, result.table().to_markdown())
     return result
+
+
+def _stored(
+    model: nn.Module, loader: Loader, attacks: dict[str, Runnable], store: records.Store, progress: Report | None
+) -> SuiteResult:
+    with evaluating(model), contextlib.ExitStack() as stack:
+        stack.callback(store.flush)
+        _run(model, loader, attacks, store, progress)
+    store.finish()
+    return result_of(store)
 
 
 def _run(

@@ -15,7 +15,7 @@ from soatfast.attacks import Attack
 from soatfast.explain.explanation import Explanation
 from soatfast.explain.saliency import per_pixel, standardised
 from soatfast.gradients.oracle import InputGradient
-from soatfast.runs.figures import PALETTE, figure
+from soatfast.runs.figures import PALETTE, figure, save
 
 _SIGNED = "RdBu_r"  # ColorBrewer's, told apart by every kind of colour vision; 0 is white
 _WRONG, _PLAIN = "#B00020", "#333333"
@@ -170,7 +170,7 @@ def draw(path: Path, strips: Sequence[Strip], title: str = "", caption: str = ""
     cells = picture.subplots(rows, columns, squeeze=False)
     for row, strip in zip(cells, strips, strict=True):
         _row(picture, row, strip)
-    picture.savefig(path, format="png")
+    save(picture, path)
 
 
 def _row(picture: Any, row: Any, strip: Strip) -> None:

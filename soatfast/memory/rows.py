@@ -66,7 +66,7 @@ class Rows:
         return {name: str(v) for name, v in {**self.describe(), "rank": self.rank, "world": self.world}.items()}
 
     def reset(self) -> None:
-        """Forget every perturbation, and whose ball they were in. Rows never visited stay holes of a mapped file."""
+        """Forget every perturbation, and whose ball they were in. Pages of rows never visited stay untouched."""
         rows = self.visits.nonzero().squeeze(1)
         for name, t in self.state().items():
             t.index_fill_(0, rows, 1 if name == "scale" else 0)

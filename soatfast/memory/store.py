@@ -35,8 +35,8 @@ class PerturbationMemory(Rows):
             1 and q the nearest step for p = inf; for other p the scale is the sample's largest |u| and q is rounded
             towards 0. What is read is in the ball either way.
         device: where it lives: "cpu", "cuda", or a path (a ``pathlib.Path``, or a string with a separator) of a file to
-            map into memory, for data sets larger than the RAM. The file is made anew, with holes for what was never
-            written, and locked for the memory's life; that of a shard has ".rank{rank}of{world}" behind its name. A
+            map into memory, for data sets larger than the RAM. The file is made anew, the disk's space for all of it
+            taken at once, and it is locked for the memory's life; that of a shard has ".rank{rank}of{world}" behind its name. A
             batch on another device is copied there and back each visit.
         augment: the random crops and flips of the data set; u is kept in the coordinates of the image as stored.
         rank, world: keep only the block ``shard_range(samples, rank, world)``, with a sampler that leaves each sample
@@ -49,6 +49,7 @@ class PerturbationMemory(Rows):
     Raises:
         TypeError, ValueError: no such dtype or device, samples or shape not positive, rank not below world, a file that
             is something else or another memory's.
+        OSError: the file does not fit on the disk.
 
     >>> memory = PerturbationMemory(50_000, (3, 32, 32), torch.int8)
     >>> memory.values.nbytes / 2**20, memory

@@ -7,6 +7,17 @@ class UserError(RuntimeError):
     """Something outside the program is missing or in the way; the message says what and how to mend it."""
 
 
+class ElsewhereError(UserError):
+    """Another process of the same training has an error that a user can mend, and says it: this one ends too."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, and the work under way is kept: the process ends with status 143."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
 class MissingDataError(UserError):
     """A data set is not there, its package is not installed, or one of its files is damaged."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from soatfast.runs.files import replacing
 from soatfast.runs.table import mean_and_spread
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _WRONG = "#B00020"
 
 
 def figure(size: tuple[float, float], title: str = "") -> Figure:
-    """A white figure of this size in inches, drawn without a screen; ``figure.savefig(path)`` writes it."""
+    """A white figure of this size in inches, drawn without a screen; :func:`save` writes it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,6 +32,12 @@ def figure(size: tuple[float, float], title: str = "") -> Figure:
     if title:
         made.suptitle(title, fontsize=12, fontweight="bold")
     return made
+
+
+def save(picture: Figure, path: Path) -> None:
+    """Write a PNG, the whole file or nothing."""
+    with replacing(path) as partial:
+        picture.savefig(partial, format="png")
 
 
 def clear_axes(axes: Any) -> None:
@@ -71,7 +78,7 @@ def comparison(path: Path, series: Sequence[Series], clean: Tensor, labels: Tens
     _row(grid[0], "clean", "#333333", clean, labels, labels)
     for index, item in enumerate(series):
         _row(grid[index + 1], item.label, _colour(item), item.attacked, item.predictions, labels)
-    picture.savefig(path, format="png")
+    save(picture, path)
 
 
 def _colour(item: Series) -> str:

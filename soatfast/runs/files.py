@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import re
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from soatfast.runs.errors import RunFolderError
@@ -53,11 +58,54 @@ def generators(value: Any) -> Iterator[torch.Generator]:
             yield from generators(getattr(value, f.name))
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a new file to write, which takes the place of `path` where the block ends well.
+
+    The name is of this block alone. An error removes the file; one of the disk is a RunFolderError.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with writing(path):
+            yield partial
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A file that cannot be written (a full disk, no rights) is a RunFolderError that says so in one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunFolderError(f"{path} cannot be written: {reason}{_free(path)}") from error
+
+
+def _free(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free there)"
+    return ""
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what :func:`replacing` left in `folder` when its process was killed; only for who holds the folder."""
+    pattern = re.compile(rf".+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+    for path in folder.glob(f"*{PARTIAL}"):
+        if pattern.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the whole file or nothing."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write the whole file or nothing."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,9 +123,11 @@ def make_writable(folder: Path) -> None:
     """Make the folder and try it, so that hours of training do not end in a failed write."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        probe = folder / f".write-test-{secrets.token_hex(4)}"
+        try:
+            probe.write_bytes(b"1")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise RunFolderError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
 

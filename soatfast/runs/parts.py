@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from soatfast.runs.files import PARTIAL, describe
+from soatfast.runs.files import describe, replacing
 
 FOLDER = "parts"
 
@@ -30,9 +29,8 @@ def kept(path: Path, asked: Any, make: Callable[[], dict[str, Tensor]], fresh: b
         return found
     made = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in make().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    save_file(made, partial, metadata={"asked": text})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(made, partial, metadata={"asked": text})
     return made
 
 

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +20,23 @@ from torch.utils.data import TensorDataset, default_collate
 
 from soatfast.gradients.counting import count_passes
 from soatfast.gradients.state import ModelState
-from soatfast.losses import FreeState, Loss, SORAState
+from soatfast.losses import Loss
 from soatfast.memory.store import PerturbationMemory
 from soatfast.runs import files
-from soatfast.runs.errors import UserError
+from soatfast.runs.errors import RunFolderError, Terminated, UserError
 from soatfast.runs.folder import check_options, write_options
+from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
 from soatfast.train import checkpoint
-from soatfast.train.averaging import AveragedModel, averaged
+from soatfast.train.averaging import averaged
 from soatfast.train.config import TrainConfig, TrainResult
 from soatfast.train.curriculum import eps_of, scaled
 from soatfast.train.data.batches import Batch, Batches
 from soatfast.train.data.indexed import check_unchanging
 from soatfast.train.data.sets import Data
 from soatfast.train.guard import OverfittingGuard
-
-
-@dataclass
-class _State:
-    """What a checkpoint holds besides weights, optimiser and random states."""
-
-    epoch: int = 0
-    seconds: float = 0.0
-    passes: dict[str, int] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    generators: list[torch.Generator] = field(default_factory=list)
-    guard: OverfittingGuard | None = None
-    loss: SORAState | FreeState | None = None
-    average: AveragedModel | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in ("epoch", "seconds", "passes", "history")}
-        guard = None if self.guard is None else self.guard.state_dict()
-        loss = None if self.loss is None else self.loss.state_dict()
-        average = None if self.average is None else self.average.state_dict()
-        generators = [g.get_state() for g in self.generators]
-        return {**values, "generators": generators, "guard": guard, "loss": loss, "average": average}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("epoch", "seconds", "passes", "history"):
-            setattr(self, name, state[name])
-        if self.guard is not None:
-            self.guard.load_state_dict(state["guard"])
-        if self.loss is not None:
-            self.loss.load_state_dict(state["loss"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        for generator, saved in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(saved)
+from soatfast.train.processes import Stop, agreed, asked_to_stop
+from soatfast.train.run_state import RunState
 
 
 def train(
@@ -87,10 +55,11 @@ def train(
     Device, precision and processes are Accelerate's (`accelerate launch` gives DistributedDataParallel).
     After every epoch the whole state goes to `run_dir`; the same call after an interruption at any moment
     redoes the epoch it was in and ends, where the device's kernels are deterministic (CPU ones are), with
-    bit-identical weights. `model` has the last weights then; averaged ones (TrainConfig.average) are in
-    `run_dir`/averaged.safetensors. A finished run is loaded, not repeated; a folder with a run of other options is
-    refused with RunFolderError. resume=False starts anew. Seconds and passes: see TrainResult; the counting
-    step runs on a copy of the model before the clock starts.
+    bit-identical weights. At SIGTERM the batch in hand is finished, the state within the epoch is saved, and SystemExit
+    with status 143 is raised: nothing is redone. `model` has the last weights at the end; averaged ones
+    (TrainConfig.average) are in `run_dir`/averaged.safetensors. A finished run is loaded, not repeated; a folder that
+    another process writes, or with a run of other options, is refused with RunFolderError. resume=False starts anew.
+    Seconds and passes: see TrainResult; the counting step runs on a copy of the model before the clock starts.
 
     `run_dir`/options.json names options, seed, versions and counted passes. about: more options in JSON's terms that
     make the run what it is, as where the first weights came from; a run with others is refused.
@@ -107,12 +76,32 @@ def train(
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
-    files.make_writable(folder)
     accelerator = Accelerator(mixed_precision=config.precision)
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Progress()
-    memory = _memory(loss, data, config, accelerator, check)
-    options = _options(model, loss, data, config, accelerator.num_processes) | ({"about": about} if about else {})
+    with ExitStack() as stack:
+        memory = _memory(loss, data, config, accelerator, check)
+        take = (lambda: stack.enter_context(locked(folder, progress.note))) if main else lambda: None
+        agreed(accelerator, take)
+        stop = Stop(accelerator, stack.enter_context(asked_to_stop()))
+        options = _options(model, loss, data, config, accelerator.num_processes) | ({"about": about} if about else {})
+        return _train(accelerator, model, loss, data, config, folder, resume, progress, memory, options, stop)
+
+
+def _train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+    memory: PerturbationMemory | None,
+    options: dict[str, Any],
+    stop: Stop,
+) -> TrainResult:
+    main = accelerator.is_main_process
     if not resume and main:
         checkpoint.remove_run(folder)
     accelerator.wait_for_everyone()
@@ -123,10 +112,10 @@ def train(
     written = [checkpoint.RESULT, checkpoint.WEIGHTS, *([checkpoint.AVERAGED] if config.average else [])]
     if known and all((folder / name).is_file() for name in written):
         checkpoint.load_weights(model.to(accelerator.device), folder / checkpoint.WEIGHTS)
-        if memory is not None and saved is not None and checkpoint.epoch_of(saved) == config.epochs:
-            checkpoint.load_memory(saved, memory)
+        if memory is not None and saved is not None and checkpoint.place_of(saved) == (config.epochs, 0):
+            checkpoint.load_memory(accelerator, saved, memory)
         progress.note("trained already")
-        return TrainResult(**files.read_json(folder / checkpoint.RESULT))
+        return _finished(folder / checkpoint.RESULT)
     if main:
         write_options(folder, options)
 
@@ -142,7 +131,9 @@ def train(
     guard = _guard(loss, data, config, accelerator)
     average = averaged(model, config.average) if config.average else None
     own = getattr(loss, "state", None)
-    state = _State(generators=list(files.generators(loss)), guard=guard, loss=own, average=average)
+    state = RunState(guard=guard, average=average, generators=list(files.generators(loss)), loss=own)
+    if world > 1:
+        state.buffers = dict(model.named_buffers())
     if not saved:
         if memory is not None:
             memory.reset()
@@ -154,39 +145,78 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, _optimizer(model, config))
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
         wrapped.broadcast_buffers = False  # a forward must not overwrite what an earlier one saved for its backward
+
+    def save() -> None:
+        whole = {"optimizer": optimizer.state_dict(), "run": state.state_dict()}
+        place = (state.epoch, state.batches)
+        checkpoint.save_checkpoint(accelerator, folder, place, model, whole, state.own_dict(), memory)
+
     try:
         if saved:
-            found = checkpoint.load_checkpoint(accelerator, saved, model)
-            optimizer.load_state_dict(found["optimizer"])
-            state.load_state_dict(found["run"])
-            if memory is not None:
-                checkpoint.load_memory(saved, memory)
-            progress.note(f"resumed after epoch {state.epoch} of {config.epochs}")
+            _restore(accelerator, saved, model, optimizer, state, memory)
+            within = f" and batch {state.batches} of the next" if state.batches else ""
+            progress.note(f"resumed after epoch {state.epoch} of {config.epochs}{within}")
         if main:
             write_options(folder, options, state.passes)
         steps = len(batches) * getattr(loss, "replays", 1)  # of an epoch
         progress.begin(config.epochs, steps, state.epoch)
-        for epoch in range(state.epoch, config.epochs):
-            row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, epoch, progress, guard, average)
-            state.epoch = epoch + 1
+        while state.epoch < config.epochs:
+            row = _epoch(accelerator, wrapped, optimizer, loss, batches, config, progress, state, stop)
+            if row is None:
+                if state.batches:
+                    save()
+                progress.note(f"stopped in epoch {state.epoch + 1}, after batch {state.batches} of {len(batches)}")
+                raise Terminated
+            state.epoch, state.batches, state.total, state.spent = state.epoch + 1, 0, None, (0.0, 0.0)
             state.seconds += row["seconds"]
             state.history.append(row)
             if not math.isfinite(row["loss"]):
-                raise UserError(f"the loss became {row['loss']} in epoch {epoch + 1}; a smaller lr may help")
-            whole = {"optimizer": optimizer.state_dict(), "run": state.state_dict()}
-            checkpoint.save_checkpoint(accelerator, folder, state.epoch, model, whole, memory)
+                raise UserError(f"the loss became {row['loss']} in epoch {state.epoch}; a smaller lr may help")
+            for buffer in state.buffers.values():  # all processes end an epoch with the statistics that are saved
+                torch.distributed.broadcast(buffer, 0)
+            save()
             progress.epoch(row)
     finally:
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         accelerator.free_memory()
     result = TrainResult(state.seconds, config.epochs * steps, state.passes, state.history)
-    if main:
+
+    def write() -> None:
         if average is not None:
             checkpoint.save_weights(average.module, folder / checkpoint.AVERAGED)
         checkpoint.save_weights(model, folder / checkpoint.WEIGHTS)
         files.write_json(folder / checkpoint.RESULT, dataclasses.asdict(result))
-    accelerator.wait_for_everyone()
+
+    agreed(accelerator, write if main else lambda: None)
     return result
+
+
+def _restore(
+    accelerator: Accelerator,
+    saved: Path,
+    model: nn.Module,
+    optimizer: Any,
+    state: RunState,
+    memory: PerturbationMemory | None,
+) -> None:
+    found, own = checkpoint.load_checkpoint(accelerator, saved, model)
+    try:
+        optimizer.load_state_dict(found["optimizer"])
+        state.load(found["run"], own)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunFolderError(f"{saved} is of another training ({error}); use --fresh or another folder") from error
+    if memory is not None:
+        checkpoint.load_memory(accelerator, saved, memory)
+
+
+def _finished(path: Path) -> TrainResult:
+    """What a finished training wrote; RunFolderError where the file is something else."""
+    found = files.read_json(path)
+    kinds: dict[str, Any] = {"seconds": (int, float), "steps": int, "passes": dict, "history": list}
+    whole = isinstance(found, dict) and found.keys() == kinds.keys()
+    if not whole or not all(isinstance(found[name], kind) for name, kind in kinds.items()):
+        raise RunFolderError(f"{path} is not what a training writes; use another folder or --fresh")
+    return TrainResult(**found)
 
 
 def _epoch(
@@ -196,21 +226,29 @@ def _epoch(
     loss: Loss,
     batches: Batches,
     config: TrainConfig,
-    epoch: int,
     progress: Progress,
-    guard: OverfittingGuard | None,
-    average: AveragedModel | None,
-) -> dict[str, Any]:
+    state: RunState,
+    stop: Stop,
+) -> dict[str, Any] | None:
+    """The row of one epoch, from the batch on that the state names; None where it was stopped, as the state tells."""
+    epoch, guard = state.epoch, state.guard
     loss = scaled(loss, config.eps_fraction(epoch), config.h_fraction(epoch))
     attack: Any = getattr(loss, "attack", None)
     if guard is not None and guard.alarmed and attack.steps < config.guard_steps:
         loss = loss.with_steps(config.guard_steps)
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), device=accelerator.device) if state.total is None else state.total.to(accelerator.device)
     replays = getattr(loss, "replays", 1)
     steps, plain = len(batches) * replays, accelerator.unwrap_model(model)
     _synchronize(accelerator.device)
-    start, cpu = time.perf_counter(), time.process_time()
-    for step, batch in enumerate(_layout(batches.epoch(epoch), config, replays)):
+    start, cpu = time.perf_counter() - state.spent[0], time.process_time() - state.spent[1]
+    rest = _layout(batches.epoch(epoch, state.batches), config, replays)
+    for step in range(state.batches * replays, steps):
+        if step % replays == 0 and stop():
+            _synchronize(accelerator.device)
+            state.batches, state.total = step // replays, total
+            state.spent = (time.perf_counter() - start, time.process_time() - cpu)
+            return None
+        batch = next(rest)
         lr = config.lr_at((epoch * steps + step) / (config.epochs * steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -218,8 +256,8 @@ def _epoch(
         value = _value(loss, model, batch)
         accelerator.backward(value)
         optimizer.step()
-        if average is not None:
-            average.update_parameters(plain)
+        if state.average is not None:
+            state.average.update_parameters(plain)
         total += value.detach()
         progress.step(value)
     memory = getattr(loss, "memory", None)

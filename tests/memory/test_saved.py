@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from soatfast.memory.store import PerturbationMemory
+from tests.disk import full_disk
 from tests.memory.test_store import DTYPES, SHAPE, visited
 
 
@@ -177,12 +178,24 @@ def test_a_part_that_fails_while_it_is_read_leaves_an_empty_memory(tmp_path, mon
     assert all(torch.equal(t, empty.state()[name]) for name, t in memory.state().items()) and memory.p is None
 
 
-def test_a_reset_leaves_the_holes_of_a_file(tmp_path):
+def test_a_mapped_file_has_its_space_from_the_start(tmp_path):
     memory = PerturbationMemory(1000, (3, 64, 64), torch.float32, tmp_path / "memory.bin")
     visited(memory, torch.tensor([700, 3]))
     memory.reset()
     assert not memory.values.any() and not memory.visits.any()
-    assert (tmp_path / "memory.bin").stat().st_blocks * 512 < 0.01 * memory.values.nbytes
+    assert (tmp_path / "memory.bin").stat().st_blocks * 512 >= memory.values.nbytes
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_full_disk_is_said_and_nothing_is_left(tmp_path, before):
+    """A write beyond the disk into a mapped file would end the process by SIGBUS."""
+    path = tmp_path / "memory.bin"
+    if before:
+        path.touch()
+    with full_disk(2**20), pytest.raises(OSError, match=r"a memory of 49\.2 MB does not fit at .*memory\.bin, where"):
+        PerturbationMemory(1000, (3, 64, 64), torch.float32, path)
+    assert not list(tmp_path.iterdir())
+    assert PerturbationMemory(10, (3, 8, 8), torch.float32, path).values.shape == (10, 3, 8, 8)
 
 
 def test_a_mapped_file_is_never_written_over_something_else(tmp_path):

@@ -79,9 +79,9 @@ def test_a_training_writes_both_and_resumes_both_exactly(tmp_path, monkeypatch):
 
     save = checkpoint.save_checkpoint
 
-    def until(accelerator, folder, epoch, *rest):
-        save(accelerator, folder, epoch, *rest)
-        if epoch == 2:
+    def until(accelerator, folder, place, *rest):
+        save(accelerator, folder, place, *rest)
+        if place == (2, 0):
             raise Stop
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", until)

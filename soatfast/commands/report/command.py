@@ -53,7 +53,7 @@ def run(config: ReportConfig, progress: Progress | None = None) -> Path:
     files.make_writable(folder / "report")
     for section in parts:
         for picture in section.pictures:
-            (folder / "report" / f"{picture.name}.png").write_bytes(picture.png)
+            files.write_bytes(folder / "report" / f"{picture.name}.png", picture.png)
     files.write_text(folder / PAGE, page(folder, parts, missing))
     (progress or Progress()).wrote(folder, PAGE)
     return folder / PAGE

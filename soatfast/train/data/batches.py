@@ -69,8 +69,8 @@ class Batches:
     def __len__(self) -> int:
         return self.samples // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's share of every batch of epoch `epoch` (0-based)."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This process's share of every batch of epoch `epoch` (0-based), from batch `first` on."""
         generator = epoch_generator(self.seed, epoch)
         order = torch.randperm(self.samples, generator=generator)
         moves = None
@@ -82,7 +82,7 @@ class Batches:
         else:
             own = order[: len(self) * self.batch_size][self.rank :: self.world].contiguous()
         there = own.to(self.device)
-        for index, chosen in zip(own.view(-1, share), there.view(-1, share), strict=True):
+        for index, chosen in zip(own.view(-1, share)[first:], there.view(-1, share)[first:], strict=True):
             if self.tensors is not None:
                 x, y = (t[chosen] for t in self.tensors)
             else:
