@@ -23,7 +23,7 @@ from soatfast.gradients.device import default_device
 from soatfast.gradients.passes import Passes
 from soatfast.ops.arguments import norm_name
 from soatfast.runs import files, parts
-from soatfast.runs.errors import UserError
+from soatfast.runs.errors import RunFolderError, UserError
 from soatfast.runs.files import fingerprint
 from soatfast.runs.folder import OPTIONS, check_options, remove_command, write_options
 from soatfast.runs.lock import locked
@@ -116,7 +116,7 @@ def _run(config: AttackConfig, progress: Progress) -> Table:
     if check_options(folder, options) and (folder / RESULTS).is_file() and (folder / EXAMPLES).is_file():
         progress.stage(config.chosen.label, 0, 1)
         progress.note("attacked already")
-        return _table(config, files.read_json(folder / RESULTS))
+        return _known(config, folder / RESULTS)
     write_options(folder, options)
     whole = _whole(_attack_all(config, attacker, model, samples, progress))
     passes = dict(zip((f.name for f in dataclasses.fields(Passes)), whole["passes"].tolist(), strict=True))
@@ -129,6 +129,15 @@ def _run(config: AttackConfig, progress: Progress) -> Table:
     files.write_text(folder / SHOWN, table.to_markdown())
     shutil.rmtree(folder / parts.FOLDER, ignore_errors=True)
     return table
+
+
+def _known(config: AttackConfig, path: Path) -> Table:
+    """The table of a finished attack; RunFolderError where its file is something else."""
+    found = files.read_json(path)
+    try:
+        return _table(config, found)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise RunFolderError(f"{path} is not what an attack writes ({error!r}); use --fresh") from error
 
 
 def _chosen(config: AttackConfig, data: Data) -> Dataset[Any]:

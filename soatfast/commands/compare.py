@@ -25,7 +25,7 @@ from soatfast.gradients.passes import Passes
 from soatfast.ops.arguments import norm_name
 from soatfast.runs import figures as pictures
 from soatfast.runs import files, parts
-from soatfast.runs.errors import UserError
+from soatfast.runs.errors import DiskError, OtherRunError, UserError
 from soatfast.runs.files import digest, fingerprint
 from soatfast.runs.folder import OPTIONS
 from soatfast.runs.lock import locked
@@ -111,7 +111,8 @@ class Trained:
 def run(config: CompareConfig, progress: Progress | None = None) -> Table:
     """Run the comparison; write results.json, results.md and comparison.png; return the table.
 
-    Training seconds: see TrainResult. Every run begins with the weights that its seed gives.
+    Training seconds: see TrainResult. Every run begins with the weights that its seed gives. A method whose folder is
+    damaged, or whose loss became infinite, costs no other: UserError names it when the others are written.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("compare runs in one process; for several, call soatfast.train.train under accelerate launch")
@@ -126,13 +127,26 @@ def _run(config: CompareConfig, progress: Progress) -> Table:
         check_torchattacks()
     data = load_data(config.data, config.data_root, config.download).first(config.train_samples, config.test_samples)
     runs: dict[str, list[Trained]] = {name: [] for name in config.methods}
+    failed: dict[str, str] = {}
     todo = [(name, config.train.seed + i) for i in range(config.seeds) for name in config.methods]
     for index, (name, seed) in enumerate(todo):
         label = METHODS[name].label + (f", seed {seed}" if config.seeds > 1 else "")
-        runs[name].append(_trained(config, data, name, seed, (label, index, len(todo)), progress))
+        if name in failed:
+            continue
+        try:
+            runs[name].append(_trained(config, data, name, seed, (label, index, len(todo)), progress))
+        except (DiskError, OtherRunError):  # everybody's
+            raise
+        except UserError as error:  # of one method's folder or loss
+            del runs[name]
+            if not runs:
+                raise
+            failed[name] = f"{label}: {error}"
+            progress.note(f"left out: {error}")
+    config = dataclasses.replace(config, methods=tuple(runs))
     table = _table(config, runs)
     _write(config, data, runs, table)
-    if config.preset == "tables":
+    if config.preset == "tables" and not failed:
         papers.write(config.run_dir)
     try:
         _picture(config, data, runs)
@@ -140,6 +154,8 @@ def _run(config: CompareConfig, progress: Progress) -> Table:
         progress.note(f"no picture, matplotlib is missing ({error})")
     names = ["results.md", "results.json", "comparison.png"]
     names += ["papers.md", "papers.json"] if config.preset == "tables" else []
+    if failed:
+        raise UserError(f"{'; '.join(failed.values())}; {config.run_dir / 'results.md'} has the other methods")
     there = [name for name in names if (config.run_dir / name).is_file()]
     progress.wrote(config.run_dir, *there, "and a folder per method")
     return table

@@ -82,6 +82,8 @@ class CurvatureConfig(Start):
     time, but cross kinks of ReLUs and can be far off (docs/second-order.md)."""
     seed: int = 0
     """Seed of the trainings to show, and of the random vectors."""
+    trust: Flag = False
+    """Run the code of a model package.module:factory that the folder names."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "max_dim"):
@@ -155,7 +157,7 @@ def _run(config: CurvatureConfig, shown: Shown, progress: Progress) -> Table:
 
 
 def _of_comparison(config: CurvatureConfig) -> Shown:
-    found = open_comparison(config.run_dir)
+    found = open_comparison(config.run_dir, config.trust)
     names = found.methods(config.methods)
     ball = _ball(config, float(found.config["eps"]), found.p)
     labels = {name: METHODS[name].label for name in names}

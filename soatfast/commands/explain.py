@@ -25,7 +25,7 @@ from soatfast.runs import files, parts
 from soatfast.runs.files import digest, fingerprint
 from soatfast.runs.lock import locked
 from soatfast.runs.progress import Progress
-from soatfast.runs.resume import Start
+from soatfast.runs.resume import Flag, Start
 from soatfast.runs.table import Column, Table
 
 _BATCH, _SEARCHED = 100, 1000
@@ -56,6 +56,9 @@ class ExplainConfig(Start):
     base: float = 0.0
     """Value of a pixel that says nothing. 0: a black background."""
 
+    trust: Flag = False
+    """Run the code of a model package.module:factory that the folder names."""
+
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("wrong", 0), ("steps", 1)):
             if getattr(self, name) < least:
@@ -84,7 +87,7 @@ def run(config: ExplainConfig, progress: Progress | None = None) -> Table:
     """
     progress = progress or Progress()
     config.check_start(config.run_dir, f"{parts.FOLDER}/explain-*", "explain.json")
-    found = open_comparison(config.run_dir)
+    found = open_comparison(config.run_dir, config.trust)
     with locked(config.run_dir, progress.note):
         return _run(config, found, progress)
 

@@ -19,6 +19,7 @@ from soatfast.runs.errors import UserError
 from soatfast.runs.folder import OPTIONS
 from soatfast.train import checkpoint
 from soatfast.train.data.sets import Data, load_data
+from soatfast.train.models import MODELS
 from soatfast.train.subject import make_model
 
 
@@ -62,10 +63,10 @@ class Finished:
         return model.eval().to(default_device())
 
 
-def open_comparison(folder: Path) -> Finished:
+def open_comparison(folder: Path, trust: bool = False) -> Finished:
     """What `soatfast compare` wrote into the folder; UserError where it did not, or did not finish.
 
-    A model of ``package.module:factory`` is made by running that code: open folders of people whom you trust.
+    A model of ``package.module:factory`` is made by running code that the folder names, which it takes trust=True for.
     """
     path = folder / "results.json"
     if not path.is_file():
@@ -76,4 +77,6 @@ def open_comparison(folder: Path) -> Finished:
     config = results.get("config") if isinstance(results, dict) else None
     if not isinstance(config, dict) or not {"methods", "model", "data", "eps"} <= config.keys():
         raise UserError(f"{path} is not what soatfast compare writes: run soatfast compare --run-dir {folder} again")
+    if str(config["model"]) not in MODELS and not trust:
+        raise UserError(f"{path} names the model {config['model']}, whose code would run; --trust allows it")
     return Finished(folder, config, load_data(config["data"], config.get("data_root"), False))

@@ -36,8 +36,8 @@ class PerturbationMemory(Rows):
             towards 0. What is read is in the ball either way.
         device: where it lives: "cpu", "cuda", or a path (a ``pathlib.Path``, or a string with a separator) of a file to
             map into memory, for data sets larger than the RAM. The file is made anew, the disk's space for all of it
-            taken at once, and it is locked for the memory's life; that of a shard has ".rank{rank}of{world}" behind its name. A
-            batch on another device is copied there and back each visit.
+            taken at once, and it is locked for the memory's life; that of a shard has ".rank{rank}of{world}" behind its
+            name. A batch on another device is copied there and back each visit.
         augment: the random crops and flips of the data set; u is kept in the coordinates of the image as stored.
         rank, world: keep only the block ``shard_range(samples, rank, world)``, with a sampler that leaves each sample
             on its rank (:class:`~soatfast.train.data.ShardedSampler`). A sampler that reshuffles across ranks needs a

@@ -26,5 +26,13 @@ class RunFolderError(UserError):
     """A run folder cannot be written, or belongs to a run with other options."""
 
 
+class DiskError(RunFolderError):
+    """The disk is full, or may not be written."""
+
+
+class OtherRunError(RunFolderError):
+    """The folder holds a run with other options."""
+
+
 class ModelError(UserError):
     """A model cannot be imported or made, or a weights file is missing, damaged or not the model's."""

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from soatfast.runs.errors import RunFolderError
+from soatfast.runs.errors import DiskError, RunFolderError
 
 PARTIAL = ".partial"
 """Ending of a file while it is written."""
@@ -62,7 +62,7 @@ def generators(value: Any) -> Iterator[torch.Generator]:
 def replacing(path: Path) -> Iterator[Path]:
     """The name of a new file to write, which takes the place of `path` where the block ends well.
 
-    The name is of this block alone. An error removes the file; one of the disk is a RunFolderError.
+    The name is of this block alone. An error removes the file; one of the disk is a DiskError.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -75,12 +75,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A file that cannot be written (a full disk, no rights) is a RunFolderError that says so in one line."""
+    """A file that cannot be written (a full disk, no rights) is a DiskError that says so in one line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RunFolderError(f"{path} cannot be written: {reason}{_free(path)}") from error
+        raise DiskError(f"{path} cannot be written: {reason}{_free(path)}") from error
 
 
 def _free(path: Path) -> str:
@@ -129,7 +129,7 @@ def make_writable(folder: Path) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise RunFolderError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
+        raise DiskError(f"the run folder {folder} cannot be written: {error.strerror or error}") from error
 
 
 def digest(x: Tensor, y: Tensor) -> str:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from soatfast.runs.errors import RunFolderError
+from soatfast.runs.errors import OtherRunError, RunFolderError
 from soatfast.runs.files import read_json, write_json
 
 OPTIONS = "options.json"
@@ -52,7 +52,7 @@ def check_options(folder: Path, options: dict[str, Any]) -> bool:
     ]
     if changes:
         shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
-        raise RunFolderError(f"{folder} holds a run with other options ({shown}); use another folder or --fresh")
+        raise OtherRunError(f"{folder} holds a run with other options ({shown}); use another folder or --fresh")
     return True
 
 

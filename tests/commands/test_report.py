@@ -19,7 +19,7 @@ from soatfast.commands.curvature import CurvatureConfig
 from soatfast.commands.curvature import run as curvature
 from soatfast.commands.report import ReportConfig
 from soatfast.commands.report import run as report
-from soatfast.commands.report.sections import sections, trainings, unfinished
+from soatfast.commands.report.sections import FileReader, sections, trainings, unfinished
 from soatfast.evaluate import Column, Table
 from soatfast.runs.errors import UserError
 from soatfast.train import TrainConfig
@@ -107,7 +107,7 @@ def test_explanations_are_shown(run: Path) -> None:
 
 def test_the_papers_claims_are_a_section_of_the_preset_tables_alone(run: Path) -> None:
     papers.write(run)
-    assert "The papers' claims" not in [s.title for s in sections(run)], "of an earlier comparison"
+    assert "The papers' claims" not in [s.title for s in sections(run, FileReader())], "of an earlier comparison"
     results = json.loads((run / "results.json").read_text())
     results["config"]["preset"] = "tables"
     (run / "results.json").write_text(json.dumps(results))
@@ -124,18 +124,18 @@ def test_an_unfinished_run_says_so(run: Path) -> None:
     (run / "pgd4" / "seed-1" / "result.json").unlink()
     text = report(ReportConfig(run_dir=run)).read_text(encoding="utf-8")
     assert "Unfinished: pgd4/seed-1, the comparison." in text
-    assert len(dict(trainings(run))) == 3 and unfinished(run) == ["pgd4/seed-1"]
-    assert [s.title for s in sections(run)] == ["Training", "Curvature"]
+    assert len(dict(trainings(run, FileReader()))) == 3 and unfinished(run) == ["pgd4/seed-1"]
+    assert [s.title for s in sections(run, FileReader())] == ["Training", "Curvature"]
 
 
 def test_an_unfinished_evaluation_shows_no_figures_of_an_earlier_one(run: Path) -> None:
     table = Table("old figures", [Column("name", "attack")], [{"name": "pgd40"}])
     (run / "evaluation.json").write_text(json.dumps({"tables": [table.to_json()]}))
     (run / "evaluation.npz").write_bytes(b"")
-    assert unfinished(run) == ["the evaluation"] and "Evaluation" not in [s.title for s in sections(run)]
+    assert unfinished(run) == ["the evaluation"] and "Evaluation" not in [s.title for s in sections(run, FileReader())]
     assert "Unfinished: the evaluation." in report(ReportConfig(run_dir=run)).read_text(encoding="utf-8")
     (run / "evaluation.md").write_text("")  # written when the last record is
-    assert unfinished(run) == [] and "Evaluation" in [s.title for s in sections(run)]
+    assert unfinished(run) == [] and "Evaluation" in [s.title for s in sections(run, FileReader())]
 
 
 def test_an_evaluation_alone_names_its_options(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from soatfast.commands.measures.measured import SHARES, STEPS, Ball
 from soatfast.ops.arguments import norm_name
-from soatfast.runs.figures import PALETTE, clear_axes, figure
+from soatfast.runs.figures import PALETTE, clear_axes, figure, save
 from soatfast.solvers import Spectrum
 
 Found = Mapping[str, Mapping[str, Tensor]]
@@ -25,7 +25,7 @@ def _picture(path: Path, panels: int, draw: Callable[..., None]) -> None:
     for axis in axes:
         clear_axes(axis)
         axis.legend(frameon=False, fontsize=9)
-    made.savefig(path, format="png")
+    save(made, path)
 
 
 def _colours(found: Found) -> dict[str, str]:

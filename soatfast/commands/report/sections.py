@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from soatfast.commands import papers
 from soatfast.commands.methods import METHODS
@@ -19,6 +19,7 @@ from soatfast.runs.table import Column, Table
 from soatfast.train import checkpoint
 
 RESULTS = "results.json"
+T = TypeVar("T")
 _PARTS = ("config", "attacks", "device", "installation", "methods", "table")
 
 
@@ -41,48 +42,76 @@ class Section:
     pictures: tuple[Picture, ...] = ()
 
 
-def sections(folder: Path) -> Iterator[Section]:
-    """The sections of a run folder, of the files that are there."""
-    results = comparison(folder)
+class FileReader:
+    """Reads files one by one: one that is damaged, or of another shape, is a problem in words and costs no other."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def read(self, path: Path, make: Callable[[], T]) -> T | None:
+        """make()'s value, of the file `path`; None where it cannot be had."""
+        try:
+            return make()
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            self.problems.append(f"{path} is not what its command writes ({type(error).__name__}: {error})")
+        return None
+
+
+def sections(folder: Path, reader: FileReader) -> Iterator[Section]:
+    """The sections of a run folder, of the files that are there and can be read."""
+    results, path = comparison(folder, reader), folder / RESULTS
+    made: list[Section | None] = []
     if results:
-        yield _comparison(folder, results)
-        yield _attacks(results)
+        made.append(reader.read(path, lambda: _comparison(folder, results)))
+        if made[0] is not None:
+            made.append(reader.read(path, lambda: _attacks(results)))
         if results["config"].get("preset") == "tables" and (folder / papers.RECORD).is_file():
-            yield _papers(folder)
-    runs = dict(trainings(folder))
+            made.append(reader.read(folder / papers.RECORD, lambda: _papers(folder)))
+    runs = dict(trainings(folder, reader))
     if runs:
-        yield _training(runs)
+        made.append(reader.read(folder / checkpoint.RESULT, lambda: _training(runs)))
     if (folder / "curvature.json").is_file():
-        yield _curvature(folder)
+        made.append(reader.read(folder / "curvature.json", lambda: _curvature(folder)))
     if _evaluated(folder):
-        yield _evaluation(folder)
+        made.append(reader.read(folder / "evaluation.json", lambda: _evaluation(folder)))
+    yield from (section for section in made if section is not None)
     yield from _galleries(folder)
 
 
-def trainings(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def trainings(folder: Path, reader: FileReader) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label, result.json) of each finished training: the folder's own, or a comparison's METHOD/seed-N."""
-    if (folder / checkpoint.RESULT).is_file():
-        yield folder.resolve().name, _trained(folder / checkpoint.RESULT)
-    for path in sorted(folder.glob(f"*/seed-*/{checkpoint.RESULT}")):
+    for path in [folder / checkpoint.RESULT, *sorted(folder.glob(f"*/seed-*/{checkpoint.RESULT}"))]:
+        found = reader.read(path, lambda path=path: _trained(path)) if path.is_file() else None  # type: ignore[misc]
         name, seed = path.parent.parent.name, path.parent.name.removeprefix("seed-")
-        label = METHODS[name].label if name in METHODS else name
-        yield f"{label}, seed {seed}", _trained(path)
+        label = f"{METHODS[name].label if name in METHODS else name}, seed {seed}"
+        if found is not None:
+            yield folder.resolve().name if path.parent == folder else label, found
 
 
 def _trained(path: Path) -> dict[str, Any]:
     found = files.read_json(path)
     history = found.get("history") if isinstance(found, dict) else None
-    if not isinstance(history, list) or not all(isinstance(r, dict) and {"epoch", "loss"} <= r.keys() for r in history):
+    if not isinstance(history, list) or not all(map(_is_epoch, history)):
         raise UserError(f"{path}: no epochs of a training; the command that trained writes them again with --fresh")
     return found  # type: ignore[no-any-return]
 
 
-def comparison(folder: Path) -> dict[str, Any]:
-    """What results.json holds; nothing where there is none."""
+def _is_epoch(row: Any) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(name), (int, float)) for name in ("epoch", "loss"))
+
+
+def comparison(folder: Path, reader: FileReader) -> dict[str, Any]:
+    """What results.json holds; nothing where there is none, or it cannot be read."""
     path = folder / RESULTS
-    found = files.read_json(path) if path.is_file() else {}
-    missing = [part for part in _PARTS if not isinstance(found, dict) or part not in found]
-    if missing and path.is_file():
+    return (reader.read(path, lambda: _compared(path)) if path.exists() else None) or {}
+
+
+def _compared(path: Path) -> dict[str, Any]:
+    found = files.read_json(path)
+    missing = [part for part in _PARTS if not isinstance(found, dict) or not isinstance(found.get(part), dict | list)]
+    if missing:
         raise UserError(f"{path}: no comparison, as it has no {', '.join(missing)}; soatfast compare writes it again")
     return found  # type: ignore[no-any-return]
 
@@ -105,9 +134,10 @@ def _evaluated(folder: Path) -> bool:
     return (folder / "evaluation.json").is_file() and (folder / TABLE).is_file()
 
 
-def evaluation(folder: Path) -> dict[str, Any]:
+def evaluation(folder: Path, reader: FileReader) -> dict[str, Any]:
     """What `soatfast evaluate` wrote into the folder, {} where it has not, or is not done."""
-    written = files.read_json(folder / "evaluation.json") if _evaluated(folder) else {}
+    path = folder / "evaluation.json"
+    written = reader.read(path, lambda: files.read_json(path)) if _evaluated(folder) else {}
     return written if isinstance(written, dict) else {}
 
 
