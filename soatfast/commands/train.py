@@ -24,6 +24,7 @@ from soatfast.runs.resume import Start
 from soatfast.runs.table import Column, Table
 from soatfast.train import checkpoint
 from soatfast.train.config import TrainConfig, TrainResult
+from soatfast.train.processes import on_cpu
 from soatfast.train.subject import Subject
 from soatfast.train.trainer import train
 
@@ -99,7 +100,7 @@ def run(config: TrainingConfig, progress: Progress | None = None) -> Table:
     model = config.subject.make_model(data)
     weights = None if config.subject.weights is None else fingerprint(model)
     samples = len(data.train)  # type: ignore[arg-type]
-    device = PartialState().device
+    device = PartialState(cpu=on_cpu()).device
     task = Task(config.eps, samples, tuple(data.shape), config.p, config.train.augment, data.classes, device)
     loss = suited(with_engine(config.loss(task), config.engine), model)
     about = {

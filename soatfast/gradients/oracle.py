@@ -265,8 +265,12 @@ class InputGradient:
         # Small derivatives underflow in float16: send each sample back at unit scale, or all at one scale where batch
         # norm in train mode makes a sample's gradient of the others' derivatives too.
         derivative = self._derivative_of(seen if seen.dtype == torch.float64 else seen.float(), y)
-        mixed = any(getattr(module, "training", False) for module in self.state.modules)
-        scale = derivative.abs().amax() if mixed else derivative.abs().reshape(len(seen), -1).amax(1)
+        scale = derivative.abs().reshape(len(seen), -1).amax(1)
+        if any(getattr(module, "training", False) for module in self.state.modules):
+            shared = torch.where(scale.isfinite(), scale, 0.0).amax()  # of those whose logits did not overflow
+            scale = torch.where(scale.isfinite(), shared, scale)
+        power = torch.ldexp(torch.ones_like(scale), torch.frexp(scale).exponent)  # which rounds nothing
+        scale = torch.where(scale.isfinite(), power, scale)
         divisor = as_column(torch.where(scale > 0, scale, 1.0), derivative)
         grad = by_input(logits, leaf, (derivative / divisor).to(logits.dtype), keep_graph)
         return grad * as_column(scale, grad).to(grad.dtype)

@@ -31,7 +31,7 @@ class Status(enum.IntEnum):
     BREAKDOWN = constants.BREAKDOWN  # the Krylov space is exhausted: no better x exists in it, up to rounding
     SINGULAR = constants.SINGULAR  # the next direction was rejected as numerically singular; x is the best without it
     MAX_DIM = constants.MAX_DIM  # max_dim and restarts are used up
-    NONFINITE = constants.NONFINITE  # b or a product has a NaN or an infinity; x is what was known before
+    NONFINITE = constants.NONFINITE  # b, a product or the solution has a NaN or an infinity; x is what was known before
     INEXACT = 6  # the estimate converged, but ||b - A x|| is above twice the target: only with verify=True
 
 
@@ -41,8 +41,9 @@ class GMRESResult:
 
     Args:
         x: solution, of b's shape.
-        residual: (B,) estimate of ||b - A x|| from the rotations; infinite where b is not finite. With an inexact
-            matvec (finite differences) the true residual stalls at the noise while the estimate goes on falling.
+        residual: (B,) estimate of ||b - A x|| from the rotations; infinite where b is not finite, or x would not be.
+            With an inexact matvec (finite differences) the true residual stalls at the noise while the estimate goes on
+            falling.
         iterations: (B,) int32, columns used over all restarts. Products made for a sample: one more where the last
             column was rejected, and one for each restart.
         status: (B,) int32, a :class:`Status`.
@@ -219,9 +220,13 @@ def gmres(
         y = ops.triangular_solve(space.triangle, space.rhs, space.iterations)
         if isinstance(product, Preconditioned):
             moved = product.undo(ops.krylov_combine(space.basis, y))
-            x = moved if x is None else x + moved
+            found = moved if x is None else x + moved
         else:
-            x = ops.krylov_combine(space.basis, y, x)
+            found = ops.krylov_combine(space.basis, y, x)
+        held = found.isfinite().all(1)  # else a pivot or a coefficient overflowed
+        x = torch.where(held.unsqueeze(1), found, torch.zeros_like(found) if x is None else x)
+        status = torch.where(held, status, constants.NONFINITE).int()
+        finite &= held
         total += space.iterations
         cycles.append((space.hessenberg, space.iterations))
         if cycle + 1 < restarts:  # the next cycle writes into them
@@ -229,13 +234,15 @@ def gmres(
     assert x is not None
     status = status.masked_fill(status == constants.ACTIVE, constants.MAX_DIM)
     curves = torch.where(finite.unsqueeze(1), torch.cat(history).t(), math.inf)
+    residual = curves[:, -1].clone()
+    status = torch.where(residual.isfinite() | (status != constants.CONVERGED), status, constants.NONFINITE).int()
     true = None
     if verify:
         true = torch.linalg.vector_norm(right - plain(x), dim=1)
         true = torch.where(true.isfinite(), true, math.inf)
         allowed = torch.maximum(2 * target, 10 * torch.finfo(b.dtype).eps * length)
         status = torch.where((status == Status.CONVERGED) & (true > allowed), Status.INEXACT, status).int()
-    return GMRESResult(layout.restore(x), curves[:, -1].clone(), total, status, curves, true, tuple(cycles))
+    return GMRESResult(layout.restore(x), residual, total, status, curves, true, tuple(cycles))
 
 
 @dataclass(frozen=True)

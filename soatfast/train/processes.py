@@ -6,6 +6,7 @@ Schedulers take a machine away by SIGTERM: it is noted, agreed on by all process
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -22,6 +23,20 @@ from soatfast.runs.errors import ElsewhereError, UserError
 T = TypeVar("T")
 
 _PAUSE = 1.0  # seconds between two questions to the other processes
+
+
+def on_cpu() -> bool:
+    """Whether a launcher started several processes on a machine without an accelerator: they then meet on the CPU."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+
+
+def accelerator_of(precision: str) -> Accelerator:
+    """The Accelerator of a training; UserError where the launcher's processes have not met each other in it."""
+    made = Accelerator(mixed_precision=precision, cpu=on_cpu())
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if made.num_processes != launched:
+        raise UserError(f"the launcher started {launched} processes, but {made.num_processes} train together")
+    return made
 
 
 @contextlib.contextmanager
@@ -83,5 +98,5 @@ class Stop:
         ours = torch.tensor([float(self.asked()), seconds], device=self.accelerator.device)
         asked, total = self.accelerator.reduce(ours, "sum").tolist()  # type: ignore[union-attr]
         mean = total / self.accelerator.num_processes / self.every
-        self.calls, self.every, self.since = 0, max(1, int(_PAUSE / max(mean, 1e-6))), time.monotonic()
+        self.calls, self.every, self.since = 0, min(100, max(1, int(_PAUSE / max(mean, 1e-6)))), time.monotonic()
         return bool(asked)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soatfast.losses import FreeState, SORAState
 from soatfast.train.averaging import AveragedModel
@@ -31,7 +31,11 @@ class RunState:
     total: Tensor | None = None  # () sum of the losses of the epoch under way
     generators: list[torch.Generator] = field(default_factory=list)
     loss: SORAState | FreeState | None = None
-    buffers: dict[str, Tensor] = field(default_factory=dict)  # batch-norm statistics, which are each process's own
+    model: nn.Module | None = None  # of several processes: batch-norm statistics are each one's own
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        return {} if self.model is None else dict(self.model.named_buffers())
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in _COMMON}
@@ -42,7 +46,7 @@ class RunState:
     def own_dict(self) -> dict[str, Any]:
         loss = None if self.loss is None else self.loss.state_dict()
         generators = [g.get_state() for g in self.generators]
-        return {"total": self.total, "generators": generators, "loss": loss, "buffers": dict(self.buffers)}
+        return {"total": self.total, "generators": generators, "loss": loss, "buffers": self.buffers}
 
     def load(self, state: dict[str, Any], own: dict[str, Any]) -> None:
         for name in _COMMON:

@@ -35,7 +35,7 @@ from soatfast.train.data.batches import Batch, Batches
 from soatfast.train.data.indexed import check_unchanging
 from soatfast.train.data.sets import Data
 from soatfast.train.guard import OverfittingGuard
-from soatfast.train.processes import Stop, agreed, asked_to_stop
+from soatfast.train.processes import Stop, accelerator_of, agreed, asked_to_stop
 from soatfast.train.run_state import RunState
 
 
@@ -76,7 +76,7 @@ def train(
     """
     config = config or TrainConfig()
     folder = Path(run_dir)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = accelerator_of(config.precision)
     main = accelerator.is_main_process
     progress = progress if progress is not None and main else Progress()
     with ExitStack() as stack:
@@ -132,8 +132,7 @@ def _train(
     average = averaged(model, config.average) if config.average else None
     own = getattr(loss, "state", None)
     state = RunState(guard=guard, average=average, generators=list(files.generators(loss)), loss=own)
-    if world > 1:
-        state.buffers = dict(model.named_buffers())
+    state.model = model if world > 1 else None
     if not saved:
         if memory is not None:
             memory.reset()

@@ -424,3 +424,32 @@ def test_an_attack_step_compiles_without_graph_breaks():
     torch._dynamo.reset()
     found = torch.compile(step, fullgraph=True)(x, x)
     torch.testing.assert_close(found, PGD(eps=0.1, step_size=0.05, steps=1, random_start=False)(model, x, y))
+
+
+@pytest.mark.parametrize("mode", ["eval", "keep", "train"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_sample_that_overflows_in_fp16_stops_no_other(mode, autocast):
+    """Its logits are infinite: its derivative is NaN, and no part of the scale at which the others go back."""
+
+    class Loud(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, 3))
+
+        def forward(self, x):
+            return self.head(x) * torch.where(x[:, :1] > 0.99, 1e30, 1.0)
+
+    torch.manual_seed(0)
+    model, x, y = Loud().train(), 0.9 * torch.rand(5, 8), torch.tensor([0, 1, 2, 0, 1])
+    x[0, 0] = 1.0
+    with (
+        torch.autocast("cpu", torch.float16, enabled=autocast),
+        InputGradient(model, mode=mode, engine="fp16") as oracle,
+    ):
+        g = oracle.gradient(x, y)
+        quiet = oracle.gradient(x[1:], y[1:])
+    assert not g[0].isfinite().all() and g[1:].isfinite().all()
+    with InputGradient(model, mode=mode) as oracle:
+        exact = oracle.gradient(x[1:], y[1:])
+    torch.testing.assert_close(g[1:], exact, rtol=2e-2, atol=1e-4)
+    assert torch.equal(g[1:], quiet)

@@ -369,3 +369,21 @@ def test_a_basis_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatch
 def test_free_memory_is_known_on_the_cpu() -> None:
     free = spaces._free_bytes(torch.device("cpu"))
     assert free is not None and free > 2**20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_solution_overflows_unsaid(dtype: torch.dtype) -> None:
+    """From the smallest to the largest numbers: x is finite, and what counts as converged has a finite residual."""
+    generator = torch.Generator().manual_seed(0)
+    large, seen = torch.finfo(dtype).max, set()
+    for scale in (1 / large, 1.0, large / 100):
+        for size in (1 / large, large**-0.5, 1.0, large**0.5, large / 100):
+            for rtol, atol in ((0.0, 0.0), (1e-6, 0.0), (large, 0.0), (0.0, large)):
+                a = size * torch.randn(3, 5, 5, dtype=dtype, generator=generator)
+                b = scale * torch.randn(3, 5, dtype=dtype, generator=generator)
+                for start in (None, torch.ones_like(b)):
+                    result = gmres(product(a), b, start, max_dim=5, rtol=rtol, atol=atol, restarts=2)
+                    assert result.x.isfinite().all(), (scale, size, rtol, atol)
+                    assert result.residual[result.converged].isfinite().all(), (scale, size, rtol, atol)
+                    seen |= set(result.status.tolist())
+    assert {Status.CONVERGED, Status.NONFINITE} <= seen

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from soatfast.attacks import PGD, FrankWolfe
 from soatfast.losses import SCORPIO, AdversarialTraining
 from soatfast.memory.store import PerturbationMemory
-from soatfast.train import TrainConfig, checkpoint, train
+from soatfast.train import TrainConfig, checkpoint, processes, train, trainer
 from tests.train.conftest import make_data
 
 CONFIG = TrainConfig(epochs=2, batch_size=10, seed=2)
@@ -84,12 +85,34 @@ def balls_differ(rank: int) -> None:
         memory.synchronize()
 
 
+def terminated_in_one(folder: Path) -> None:
+    """SIGTERM to rank 1 alone: both stop after the same batch, and the resumed training is the uninterrupted one."""
+    value, left = trainer._value, [6]
+
+    def until(*args):
+        left[0] -= 1
+        if not left[0] and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value(*args)
+
+    with mock.patch.object(processes, "_PAUSE", 0.0):
+        with mock.patch.object(trainer, "_value", until), pytest.raises(SystemExit):
+            train(plain_model(True), loss(), make_data(), CONFIG, folder / "stopped")
+        assert (folder / "stopped" / "checkpoint-0001-000001").is_dir()
+        train(plain_model(True), loss(), make_data(), CONFIG, folder / "stopped")
+
+
 def worker(folder: Path) -> None:
     torch.set_num_threads(1)
     result = train(plain_model(), loss(), make_data(), CONFIG, folder / "two")
     assert result.passes["forward"] == 5
     assert result.passes["forward_samples"] == 5 * 5, "each process has half of the batch"
-    train(plain_model(True), loss(), make_data(), CONFIG, folder / "norm")
+    norm = plain_model(True)
+    train(norm, loss(), make_data(), CONFIG, folder / "norm")
+    first = [norm.state_dict()]
+    torch.distributed.broadcast_object_list(first, 0)
+    assert all(torch.equal(t, first[0][name]) for name, t in norm.state_dict().items()), "batch-norm statistics too"
+    terminated_in_one(folder)
     train(plain_model(), noisy(), make_data(), CONFIG, folder / "noisy")
     save = checkpoint.save_checkpoint
 
@@ -166,6 +189,8 @@ def test_two_processes(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
     noisy_weights, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("noisy", "cut"))
     assert all(torch.equal(noisy_weights[name], cut[name]) for name in cut)
+    norm, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("norm", "stopped"))
+    assert all(torch.equal(norm[name], stopped[name]) for name in norm)
     # A whole memory on each rank: the same training as in one process, and the same memory on both.
     one, alone = plain_model(), replay()
     train(one, alone, make_data(), CONFIG, tmp_path / "one-memory")
