@@ -160,7 +160,7 @@ ATTACKS: tuple[AttackRow, ...] = (
     AttackRow(
         "simba",
         "SimBA",
-        lambda t: SimBA(eps=t.eps, p=t.p, steps=min(200, math.prod(t.shape))),
+        lambda t: SimBA(eps=t.eps, p=t.p),
         Facts("Guo et al. 2019", ("2 * T + 1", "0", "0"), "attacks/test_simba.py", {"T": 200}),
         suite=True,
         full={"early_stop": False, "compact": False},
@@ -213,7 +213,5 @@ ATTACKS: tuple[AttackRow, ...] = (
         lambda t: SOAE(eps=t.eps, p=t.p, steps=4, variant="tr", scheme="gn"),
         Facts("none; after arXiv 2207.01396", ("T", "T * (C - 1)", "0"), _SOAE, {"T": 4, "C": 10}),
     ),
-    AttackRow(
-        "autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes or 10), norms=_ROUND
-    ),
+    AttackRow("autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes), norms=_ROUND),
 )

@@ -30,6 +30,12 @@ def is_needed(attack: Any) -> bool:
     return attack.mask is not None or has_entries(attack.eps) or any(isinstance(b, Tensor) for b in attack.bounds)
 
 
+def asks_about_parts(attack: Any) -> bool:
+    """Whether an attack asks the model about parts of the batch: those of its samples that are not done yet."""
+    parts = getattr(attack, "compact", False) or getattr(attack, "early_stop", False)
+    return parts or getattr(attack, "tol", None) is not None
+
+
 def check_entries(value: Tensor, name: str) -> None:
     """Raise unless value is a floating tensor of finite numbers >= 0."""
     if not value.is_floating_point():
@@ -84,6 +90,10 @@ class Region:
         self._unit: Tensor | None = None
         self._origin: Tensor | float = 0.0
         self.mask = None if attack.mask is None else per_entry(attack.mask, x, "mask", samples=True)
+        if self.mask is not None and len(self.mask) > 1 and asks_about_parts(attack):
+            raise ValueError(
+                "a mask for each sample needs an attack that asks about whole batches: compact=False, tol=None"
+            )
         self.attack = copy.copy(attack)
         if has_entries(attack.eps):
             self._take_units(attack)
@@ -137,11 +147,7 @@ class Region:
         """The input at u, without a gradient outside the mask."""
         if self.mask is not None:
             mask = self.mask
-            if len(mask) not in (1, len(u)):
-                if len(u) % len(mask):
-                    raise ValueError(
-                        "a mask for each sample needs an attack that asks about whole batches: compact=False, tol=None"
-                    )
+            if len(mask) not in (1, len(u)):  # a stacked batch
                 mask = mask.repeat(len(u) // len(mask), *(1,) * (u.dim() - 1))
             u = torch.where(mask, u, u.detach())
         return u if self._unit is None else u * self._unit + self._origin

@@ -19,6 +19,8 @@ from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import is_half, round_towards, widened
 from soatfast.ops.arguments import as_column, check_steps, to_multiply
 
+_STEPS = 200  # by default
+
 
 @dataclass(frozen=True)
 class SimBAResult:
@@ -43,7 +45,7 @@ class SimBA(Attack):
     has its own permutation of the basis, without replacement (the public code has one for the batch).
 
     Args:
-        steps: directions q that are tried, at most as many as the basis has.
+        steps: directions q that are tried, at most as many as the basis has; None: 200, or all where it has fewer.
         step_size: length of a step along the unit vector q, in input units.
         basis: "pixel", the entries of the input, or "dct", the two-dimensional cosine basis (orthonormal DCT-II) of
             each channel's whole image, x being (B, ..., H, W).
@@ -77,7 +79,7 @@ class SimBA(Attack):
 
     eps: float | Tensor = 0.2
     objective: Named | Objective = "margin"
-    steps: int = 200
+    steps: int | None = None
     step_size: float | Tensor = 0.2
     basis: Literal["pixel", "dct"] = "pixel"
     freq_dims: int | None = None
@@ -89,7 +91,8 @@ class SimBA(Attack):
         super().__post_init__()
         if self.p not in (1, 2, math.inf):
             raise ValueError(f"p must be 1, 2 or math.inf for SimBA, got {self.p!r}")
-        check_steps(self.steps)
+        if self.steps is not None:
+            check_steps(self.steps)
         check_step_size(self)
         if self.basis not in ("pixel", "dct"):
             raise ValueError(f'basis must be "pixel" or "dct", got {self.basis!r}')
@@ -120,8 +123,9 @@ class SimBA(Attack):
 
     def _search(self, oracle: InputGradient, x: Tensor, y: Tensor) -> SimBAResult:
         basis = _Basis(x, self.basis, self.freq_dims)
-        if self.steps > basis.size:
-            raise ValueError(f"steps must be at most the {basis.size} directions of the basis, got {self.steps}")
+        steps = min(_STEPS, basis.size) if self.steps is None else self.steps
+        if steps > basis.size:
+            raise ValueError(f"steps must be at most the {basis.size} directions of the basis, got {steps}")
         to_multiply(self.eps, "eps", x)  # the shapes of eps and step_size are checked before any pass
         to_multiply(self.step_size, "step_size", x)
         order = torch.rand(len(x), basis.size, device=x.device, generator=self.generator).argsort(1)
@@ -130,7 +134,7 @@ class SimBA(Attack):
         fooled = oracle.fooled(y)
         queries = torch.ones(len(x), dtype=torch.int64, device=x.device)
         every = torch.ones_like(fooled)
-        for step in range(self.steps):
+        for step in range(steps):
             pending = ~fooled if self.early_stop else every
             if self.compact and not pending.any():
                 break
@@ -154,7 +158,7 @@ class SimBA(Attack):
         return ops.project(moved, x, self.p, _chosen(self.eps, rows), bounds=self.bounds, exact=self.p == 1)
 
     def passes(self, batch: int = 1) -> Passes:
-        return passes_of(batch, forward=2 * self.steps + 1)
+        return passes_of(batch, forward=2 * (_STEPS if self.steps is None else self.steps) + 1)
 
 
 def _chosen(per_sample: float | Tensor, rows: Tensor) -> float | Tensor:

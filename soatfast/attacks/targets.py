@@ -11,6 +11,7 @@ from torch import Tensor
 from soatfast.attacks.base import Model
 from soatfast.gradients.checks import check_batch, check_labels
 from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.outputs import Forward, Output
 from soatfast.ops.arguments import check_steps
 
 Rule = Literal["least-likely", "second-likely", "random"]
@@ -27,6 +28,8 @@ def choose(
     classes: int | None = None,
     mode: Mode = "eval",
     generator: torch.Generator | None = None,
+    output: Output = None,
+    forward: Forward | None = None,
 ) -> Tensor:
     """A class other than y for each sample, as the label of a targeted attack.
 
@@ -40,6 +43,7 @@ def choose(
         classes: K, where it is known: "random" then needs no pass.
         mode: state of the model during the pass.
         generator: random numbers of "random"; on y's device.
+        output, forward: as of :class:`~soatfast.attacks.Attack`.
 
     Returns:
         (B,) int64. One forward, or none.
@@ -59,7 +63,7 @@ def choose(
         return y
     if rule == "random" and classes is not None:
         return random_other(y, classes, generator=generator)
-    with InputGradient(model, "margin", mode) as oracle:
+    with InputGradient(model, "margin", mode, output=output, forward=forward) as oracle:
         oracle.loss(x.detach(), y)
         logits = oracle.logits
     assert logits is not None

@@ -2,7 +2,7 @@
 
 from soatfast.attacks.autoattack import AutoAttack
 from soatfast.evaluate.accuracies import AccuracyResult, accuracy
-from soatfast.evaluate.checks import EvaluationWarning, RandomisedWarning, SoftmaxWarning
+from soatfast.evaluate.checks import Check, EvaluationWarning, RandomisedWarning, SoftmaxWarning, ZeroGradientWarning
 from soatfast.evaluate.curves import Curve, accuracy_against_eps, steps_plateau
 from soatfast.evaluate.gap import QuadraticGap, quadratic_gap
 from soatfast.evaluate.masking import (
@@ -27,6 +27,7 @@ __all__ = [
     "AccuracyResult",
     "AttackResult",
     "AutoAttack",
+    "Check",
     "Column",
     "Curve",
     "EvaluationWarning",
@@ -39,6 +40,7 @@ __all__ = [
     "SoftmaxWarning",
     "SuiteResult",
     "Table",
+    "ZeroGradientWarning",
     "accuracy",
     "accuracy_against_eps",
     "compare_margins",

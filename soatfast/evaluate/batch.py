@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from soatfast.attacks import Attack
 from soatfast.evaluate.quality import Quality, quality_of_changed
+from soatfast.evaluate.reading import network, prepared, takes_whole_batches
 from soatfast.evaluate.watch import Standing, Watch, can_watch, norm_of
+from soatfast.gradients.checks import check_labels
 from soatfast.gradients.counting import count_passes
 from soatfast.gradients.outputs import logits_of
 from soatfast.gradients.passes import Passes
@@ -52,15 +54,16 @@ class Cell:
 
 
 def clean_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Standing, Cell]:
-    """The model's own predictions: one forward."""
+    """The model's own predictions: one forward. ValueError where a label is none of its classes."""
     start = time.perf_counter()
-    with count_passes(model) as counted, torch.no_grad():
+    with count_passes(network(model)) as counted, torch.no_grad():
         logits = logits_of(model(x), len(x))
+    check_labels(y, logits.shape[1])
     standing = Standing(logits.detach().clone(), y, x.new_zeros(len(x)), logits.argmax(1) == y, x.detach().clone())
     ones, none = torch.ones_like(y), torch.zeros_like(y)
     seconds = time.perf_counter() - start
     records = _records(standing, none.bool(), Quality.not_measured(len(x)), ones, none, none)
-    return standing, Cell(records, counted.total(), (len(x), 0), seconds)
+    return standing, Cell(records, counted.total(), (counted.forward_samples, 0), seconds)
 
 
 def attack_batch(
@@ -80,10 +83,10 @@ def attack_batch(
     """
     start = time.perf_counter()
     after = before.copy()
-    with count_passes(model) as counted, seeded(attack, seed):
+    with count_passes(network(model)) as counted, seeded(attack, seed):
         if can_watch(attack, x):
             watch = Watch(model, x, after, attack, compact)  # type: ignore[arg-type]  # can_watch has looked
-            watch.finish(attack(watch, x, y))
+            watch.run(attack, y)  # type: ignore[arg-type]
             forwards, backwards, first = watch.forwards, watch.backwards, watch.first
             asked = (watch.asked_forward, watch.asked_backward)
         else:
@@ -99,6 +102,9 @@ def attack_batch(
             first = rows.new_zeros(len(x))
             scale = len(x) / max(len(rows), 1)
             asked = (round(total.forward_samples * scale), round(total.backward_input_samples * scale))
+    if takes_whole_batches(model):  # what fills them up was paid, and nothing was saved
+        total = counted.total()
+        asked = (total.forward_samples, total.backward_input_samples)
     seconds = time.perf_counter() - start
     attacked = before.correct if compact else torch.ones_like(before.correct)
     low, high = attack.bounds if isinstance(attack, Attack) else (0.0, 1.0)
@@ -112,7 +118,8 @@ def attack_batch(
 def _final(model: nn.Module, attack: Runnable, x: Tensor, y: Tensor, now: Standing, rows: Tensor) -> None:
     """An attack that cannot be watched: only its final examples count."""
     with torch.enable_grad():
-        x_adv = attack(model, x[rows], y[rows]).detach()
+        called, with_model = prepared(attack, model)
+        x_adv = called(with_model, x[rows], y[rows]).detach()
     logits = logits_of(model(x_adv), len(rows))
     kept = now.correct[rows]
     chosen = rows[kept]

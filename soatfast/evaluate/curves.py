@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from soatfast.attacks import PGD, Attack
 from soatfast.attacks.autoattack import AutoAttack
@@ -18,6 +18,7 @@ from soatfast.evaluate.accuracies import Samples, batches, gather
 from soatfast.evaluate.results import SuiteResult
 from soatfast.evaluate.suites import CLEAN, Report, suite
 from soatfast.evaluate.watch import can_watch
+from soatfast.gradients.outputs import Forward, Output
 from soatfast.gradients.passes import Passes
 from soatfast.ops.arguments import check_steps
 
@@ -71,6 +72,8 @@ def accuracy_against_eps(
     compact: bool = True,
     folder: str | Path | None = None,
     progress: Report | None = None,
+    output: Output = None,
+    forward: Forward | None = None,
 ) -> Curve:
     """The attack at each radius, ascending. A step size that the attack fixes stays as it is.
 
@@ -81,6 +84,11 @@ def accuracy_against_eps(
     data, batch_size, seed: as of :func:`~soatfast.evaluate.accuracies`; the rest as of
     :func:`~soatfast.evaluate.suites.suite`.
     """
+    if isinstance(attack.eps, Tensor) and attack.eps.dim():
+        raise ValueError(
+            "the radii are numbers, and the attack's eps is one a channel or sample, of shape "
+            f"{tuple(attack.eps.shape)}: give an attack with one eps"
+        )
     radii = _ascending(eps, "eps")
     attacks = {f"eps {value:g}": dataclasses.replace(attack, eps=value) for value in radii}
     if len(attacks) < len(radii):
@@ -96,6 +104,8 @@ def accuracy_against_eps(
         compact=compact,
         worst_case=carry,  # sorted by passes, which are equal: the order stays
         quality=False,
+        output=output,
+        forward=forward,
     )
     return _curve(label or type(attack).__name__, tuple(radii), result, [result[name].accuracy for name in attacks])
 
@@ -104,7 +114,7 @@ def steps_plateau(
     model: nn.Module,
     data: Samples,
     steps: Sequence[int] = (1, 2, 5, 10, 20, 40, 100),
-    attack: PGD | None = None,
+    attack: Attack | None = None,
     *,
     eps: float = 8 / 255,
     label: str | None = None,
@@ -113,39 +123,46 @@ def steps_plateau(
     compact: bool = True,
     folder: str | Path | None = None,
     progress: Report | None = None,
+    output: Output = None,
+    forward: Forward | None = None,
 ) -> Curve:
-    """PGD with each number of steps: the accuracy must not rise, and should level off.
+    """An attack with each number of steps: the accuracy must not rise, and should level off.
 
-    attack: the PGD whose steps are changed; None: PGD(eps=eps). With its default step size 2.5 eps / steps each number
-    is a run of its own. With a ``step_size`` the shorter runs are the beginnings of the longest from the same random
-    start, so one run gives all numbers (restarts=1, best=False; an attack that can be watched).
+    attack: any attack that has ``steps``; None: PGD(eps=eps). TypeError for others. With PGD's default step size
+    2.5 eps / steps each number is a run of its own. With a ``step_size`` the shorter runs are the beginnings of the
+    longest from the same random start, so one run gives all numbers (restarts=1, best=False; an attack that can be
+    watched).
     """
     counts = _ascending(steps, "steps")
     for count in counts:
         check_steps(count)
     base = PGD(eps=eps) if attack is None else attack
+    if not hasattr(base, "steps"):
+        raise TypeError(f"steps_plateau needs an attack that has steps, got {type(base).__name__}")
     options: dict[str, Any] = {
         "folder": folder,
         "seed": seed,
         "progress": progress,
         "compact": compact,
         "quality": False,
+        "output": output,
+        "forward": forward,
     }
     x, y = gather(data)
     loader = list(batches(x, y, batch_size))
     plain = type(base) is PGD and base.restarts == 1 and not base.best  # a subclass may make other passes as well
-    if base.step_size is not None and plain and can_watch(base, x):
-        longest = dataclasses.replace(base, steps=int(counts[-1]))
+    if plain and base.step_size is not None and can_watch(base, x):  # type: ignore[attr-defined]
+        longest = dataclasses.replace(base, steps=int(counts[-1]))  # type: ignore[call-arg]  # which a PGD has
         result = suite(model, loader, {"pgd": longest}, **options)
         first = np.where(result["pgd"].first > 0, result["pgd"].first, np.iinfo(np.int32).max)
         right = result[CLEAN].correct
         accuracy = [float((right & (first > count + 1)).mean()) for count in counts]
         result = _with_plain_runs(result, counts, len(y))
     else:
-        attacks = {f"pgd{count}": dataclasses.replace(base, steps=int(count)) for count in counts}
+        attacks = {f"steps {count:g}": dataclasses.replace(base, steps=int(count)) for count in counts}  # type: ignore[call-arg]
         result = suite(model, loader, attacks, **options)
         accuracy = [result[name].accuracy for name in attacks]
-    return _curve(label or "PGD", tuple(counts), result, accuracy)
+    return _curve(label or type(base).__name__, tuple(counts), result, accuracy)
 
 
 def _with_plain_runs(result: SuiteResult, counts: Sequence[float], samples: int) -> SuiteResult:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from soatfast.attacks import FGSM, PGD
 from soatfast.evaluate.accuracies import Samples, batches, gather
 from soatfast.evaluate.batch import Runnable, seeded
+from soatfast.evaluate.reading import as_read, check_attack, network, prepared
 from soatfast.evaluate.suites import cell_seed, evaluating, suite
 from soatfast.evaluate.watch import norm_of
 from soatfast.gradients import objectives
+from soatfast.gradients.counting import count_passes
 from soatfast.gradients.device import device_of
 from soatfast.gradients.oracle import InputGradient
-from soatfast.gradients.outputs import logits_of
+from soatfast.gradients.outputs import Forward, Output, logits_of
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops import lp_norm
 from soatfast.ops.arguments import as_column
@@ -36,30 +38,41 @@ class Margins:
 
     margin: np.ndarray = field(repr=False)
     norm: np.ndarray = field(repr=False)
+    passes: Passes = field(default_factory=Passes, repr=False)
+    """Of the attack, and one forward a sample for the margins."""
 
 
 def final_margins(
-    model: nn.Module, data: Samples, attack: Runnable | None, batch_size: int = 250, seed: int = 0
+    model: nn.Module,
+    data: Samples,
+    attack: Runnable | None,
+    batch_size: int = 250,
+    seed: int = 0,
+    output: Output = None,
+    forward: Forward | None = None,
 ) -> Margins:
     """Run the attack on every sample, the wrong ones too, to its end; None: the clean margins.
 
     For the scatter of white box against black box, where a margin is compared and not whether the sample is fooled:
-    an attack that stops at the first success has no place in it. The norm is the attack's.
+    an attack that stops at the first success has no place in it. The norm is the attack's. output, forward: as of
+    :func:`~soatfast.evaluate.suites.suite`.
     """
-    device = device_of(model)
+    device, read = device_of(model), as_read(model, output, forward)
+    check_attack("final_margins", attack, forward)
     margins, norms = [], []
-    with evaluating(model):
+    with evaluating(model), count_passes(network(read)) as passes:
         for index, (x, y) in enumerate(batches(*gather(data), batch_size)):
             x, y = x.to(device), y.to(device)
             x_adv = x
             if attack is not None:
                 with seeded(attack, cell_seed(seed, "margins", index)):
-                    x_adv = attack(model, x, y).detach()
+                    called, with_model = prepared(attack, read)
+                    x_adv = called(with_model, x, y).detach()
             with torch.no_grad():
-                logits = logits_of(model(x_adv), len(x))
+                logits = logits_of(read(x_adv), len(x))
             margins.append(-objectives.margin(logits, y).cpu().double())
             norms.append(lp_norm(x_adv - x, norm_of(attack)).cpu().double())
-    return Margins(torch.cat(margins).numpy(), torch.cat(norms).numpy())
+    return Margins(torch.cat(margins).numpy(), torch.cat(norms).numpy(), passes.total())
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,8 @@ def masking_signs(
     tolerance: float = 0.01,
     batch_size: int = 250,
     seed: int = 0,
+    output: Output = None,
+    forward: Forward | None = None,
 ) -> list[Sign]:
     """The checklist of Athalye, Carlini and Wagner (2018) and Carlini et al. (2019), measured in the attack's ball.
 
@@ -179,14 +194,18 @@ def masking_signs(
     that is not taken for chance; one sample that only noise or the black box fools is a sign beyond it too.
 
     attack: PGD, whose steps are also run fourfold, and in twice its ball and one that holds all images. black_box: an
-    attack without gradients in the same ball; without it its sign is left out. draws: random points a sample.
+    attack without gradients in the same ball; without it its sign is left out. draws: random points a sample. output,
+    forward: as of :func:`~soatfast.evaluate.suites.suite`.
     """
     if attack.p not in (1, 2, math.inf) or isinstance(attack.eps, Tensor) or not attack.eps > 0:
         raise ValueError(f"masking_signs needs PGD with one eps > 0, got {attack.eps}")
     x, y = gather(data)
     low, high = attack.bounds
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        raise ValueError("masking_signs needs bounds that are numbers, got bounds a channel")
     whole = (high - low) * (1.0 if attack.p == math.inf else x[0].numel() ** (1 / attack.p))
     same: dict[str, Any] = {"eps": attack.eps, "p": attack.p, "bounds": attack.bounds, "objective": attack.objective}
+    same |= {"mask": attack.mask, "output": attack.output, "forward": attack.forward}
     attacks: dict[str, Runnable] = {
         "single": FGSM(**same),
         "pgd": attack,
@@ -197,10 +216,12 @@ def masking_signs(
     }
     if black_box is not None:
         attacks["black box"] = black_box
-    result = suite(model, list(batches(x, y, batch_size)), attacks, seed=seed, quality=False)
+    result = suite(
+        model, list(batches(x, y, batch_size)), attacks, seed=seed, quality=False, output=output, forward=forward
+    )
     share = {name: result[name].accuracy for name in attacks}
     alone = {name: _beyond(result[name].correct, result["pgd"].correct) for name in attacks}
-    still = _still(model, x, y, attack, batch_size)
+    still = _still(as_read(model, output, forward), x, y, attack, batch_size)
     signs = [
         Sign(
             "single step beats many",
@@ -265,7 +286,8 @@ def _still(model: nn.Module, x: Tensor, y: Tensor, attack: PGD, batch_size: int)
     """Share of samples whose gradient at x is zero in every entry."""
     device = device_of(model)
     zero = 0
-    with InputGradient(model, attack.objective) as oracle:
+    called, with_model = prepared(attack, model)
+    with called.oracle(with_model) as oracle:
         for a, b in batches(x, y, batch_size):
             g = oracle.gradient(a.to(device), b.to(device))
             zero += int((g.flatten(1).abs().amax(1) == 0).sum())

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from soatfast.evaluate.batch import FIELDS, Cell
+from soatfast.evaluate.checks import Check
 from soatfast.gradients.passes import Passes
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.files import make_writable, replacing
 
 FILE = "evaluation.npz"
-_VERSION = 2  # 1 had no PSNR and SSIM
+_VERSION = 3  # 1 had no PSNR and SSIM, 2 no checks of the model
 _ANEW = "another folder or resume=False (on the command line --fresh)"
 _COSTS = 8  # the six numbers of Passes, and the asked forward and backward sample passes
+_CHECK = {field.name for field in dataclasses.fields(Check)}
 _PAUSE = 1.0  # seconds between two writes, at least
 
 
@@ -34,6 +36,7 @@ class Store:
         self.options = json.loads(json.dumps(options))
         self.names: list[str] = list(self.options["attacks"])
         self.finished = False
+        self.checks: list[Check] = []
         self.sizes: list[int] = []
         self.digests: list[str] = []
         self.labels: list[np.ndarray] = []
@@ -82,7 +85,13 @@ class Store:
     def flush(self) -> None:
         if self.path is None or not self._dirty:
             return
-        meta = {"version": _VERSION, "finished": self.finished, "options": self.options, "digests": self.digests}
+        meta = {
+            "version": _VERSION,
+            "finished": self.finished,
+            "options": self.options,
+            "digests": self.digests,
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+        }
         arrays: dict[str, np.ndarray] = {
             "meta": np.array(json.dumps(meta)),
             "sizes": np.array(self.sizes, dtype=np.int64),
@@ -107,6 +116,7 @@ class Store:
                 f"{path} holds an evaluation with other options ({'; '.join(changes[:4])}); {_ANEW} evaluates anew"
             )
         self.finished, self.digests = meta["finished"], meta["digests"]
+        self.checks = [Check(**check) for check in meta["checks"]]
         self.sizes = arrays["sizes"].tolist()
         self.labels = _split(arrays["label"], self.sizes)
         for i, name in enumerate(self.names):
@@ -151,7 +161,8 @@ def _check_shapes(path: Path, meta: dict[str, Any], arrays: dict[str, np.ndarray
             expected |= {f"{i}.{field}": (total,) for field in FIELDS}
             expected |= {f"{i}.costs": (batches, _COSTS), f"{i}.seconds": (batches,)}
         wrong = [name for name, shape in expected.items() if arrays[name].shape != shape]
-        if wrong or len(meta["digests"]) != batches or not isinstance(meta["finished"], bool):
+        checks = all(set(check) == _CHECK for check in meta["checks"])
+        if wrong or len(meta["digests"]) != batches or not isinstance(meta["finished"], bool) or not checks:
             raise ValueError(f"the arrays {', '.join(wrong) or 'digests'} do not have the expected shape")
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path} is damaged: {error}; {_ANEW} evaluates anew") from error

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from soatfast.evaluate import records
+from soatfast.evaluate.checks import Check, lines_of, square_check
 from soatfast.gradients.passes import Passes
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.table import Column, Table
+
+CLEAN = "clean"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class SuiteResult:
     """Share of the samples that nothing fooled."""
     options: dict[str, Any] = field(repr=False)
     """What the evaluation was asked for."""
+    checks: tuple[Check, ...] = field(default=(), repr=False)
+    """What each check of the model found (:class:`~soatfast.evaluate.checks.Check`)."""
 
     def __getitem__(self, name: str) -> AttackResult:
         return self.results[name]
@@ -141,7 +146,7 @@ class SuiteResult:
             if self.options["quality"]
             else "No PSNR and SSIM: they were not asked for, or torchmetrics is missing (pip install torchmetrics)."
         )
-        return Table(title, columns, rows, note)
+        return Table(title, columns, rows, " ".join((note, lines_of(self.checks))).strip())
 
 
 def load_suite(folder: str | Path) -> SuiteResult:
@@ -184,4 +189,11 @@ def result_of(store: records.Store) -> SuiteResult:
         accuracy = int(arrays["correct"].sum()) / max(1, len(worst))
         results[name] = AttackResult(name, accuracy, passes, saved, sum(cell.seconds for cell in cells), **arrays)
     label = records.joined(store.labels, np.int64)
-    return SuiteResult(label, results, int(worst.sum()) / max(1, len(worst)), store.options)
+    square = [
+        name
+        for name, attack in store.options["attacks"].items()
+        if isinstance(attack, dict) and attack.get("type") == "Square"
+    ]
+    last = square_check({name: found.accuracy for name, found in results.items() if name != CLEAN}, square)
+    checks = (*store.checks, *([] if last is None else [last]))
+    return SuiteResult(label, results, int(worst.sum()) / max(1, len(worst)), store.options, checks)

@@ -9,6 +9,7 @@ from typing import Any
 from soatfast.attacks import Attack, catalogue
 from soatfast.attacks.task import Task
 from soatfast.evaluate.batch import Runnable
+from soatfast.gradients.outputs import Forward, Output
 
 
 def standard_attacks(
@@ -17,13 +18,16 @@ def standard_attacks(
     steps: int = 40,
     classes: int | None = None,
     autoattack: bool = False,
-    simba_steps: int = 200,
+    simba_steps: int | None = None,
     seed: int = 0,
+    output: Output = None,
+    forward: Forward | None = None,
 ) -> dict[str, Runnable]:
     """Name -> attack, for the ball of radius eps in the p-norm (1, 2 or math.inf); `steps` are those of PGD.
 
-    classes: what the model tells apart; None: TL and TM ask it, one forward each, and AutoAttack takes 10.
-    simba_steps: at most the entries of a sample. seed: of AutoAttack's random numbers.
+    classes: what the model tells apart; None: TL, TM and AutoAttack ask it, one forward each.
+    simba_steps: at most the entries of a sample; None: 200, or the entries of a sample where they are fewer.
+    seed: of AutoAttack's random numbers. output, forward: of all attacks but AutoAttack, which takes the evaluation's.
 
     SOAE makes at most as many passes as PGD-40, HAAT 42, SimBA at most 2 simba_steps + 1 forwards. HAAT is for
     p = inf, the SCORPIO paper's UL, TL, UM, TM and MI-FGSM for p = 2 or inf; so is AutoAttack, which needs torchattacks
@@ -44,7 +48,12 @@ def standard_attacks(
     }
     rows = [row for row in catalogue.ATTACKS if row.suite and p in row.norms]
     rows += [row for row in catalogue.ATTACKS if row.name == "autoattack" and autoattack]
-    made = {row.name: dataclasses.replace(row.make(task), **given.get(row.name, {})) for row in rows}
+    read = {"output": output, "forward": forward}
+    made: dict[str, Runnable] = {}
+    for row in rows:
+        attack = row.make(task)
+        more = read if isinstance(attack, Attack) else {}
+        made[row.name] = dataclasses.replace(attack, **more, **given.get(row.name, {}))
     return {f"pgd{steps}" if name == "pgd40" else name: attack for name, attack in made.items()}
 
 

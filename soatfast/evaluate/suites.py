@@ -15,9 +15,12 @@ from soatfast.attacks import Attack
 from soatfast.evaluate import checks, records
 from soatfast.evaluate.batch import Runnable, attack_batch, clean_batch
 from soatfast.evaluate.quality import require_torchmetrics
-from soatfast.evaluate.results import SuiteResult, result_of
+from soatfast.evaluate.reading import as_read, check_attack, takes_whole_batches
+from soatfast.evaluate.results import CLEAN, SuiteResult, result_of
 from soatfast.evaluate.standard import cheapest_first, standard_attacks
+from soatfast.evaluate.watch import can_watch
 from soatfast.gradients.device import device_of
+from soatfast.gradients.outputs import Forward, Output
 from soatfast.gradients.state import ModelState
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.files import describe, digest, fingerprint, write_text
@@ -25,7 +28,6 @@ from soatfast.runs.lock import locked
 from soatfast.runs.progress import Report
 
 Loader = Iterable[Any]
-CLEAN = "clean"
 TABLE = "evaluation.md"
 
 
@@ -41,6 +43,8 @@ def suite(
     worst_case: bool = False,
     quality: bool | None = None,
     resume: bool = True,
+    output: Output = None,
+    forward: Forward | None = None,
 ) -> SuiteResult:
     """Run every attack on every batch (x, y) of the loader, and record each sample.
 
@@ -65,13 +69,23 @@ def suite(
             that of all attacks so far. The figure ``worst_case`` is there either way.
         quality: measure PSNR and SSIM of every example; None: where torchmetrics is installed.
         resume: False begins anew in a folder that holds records.
+        output, forward: how the model is called and read, as of :class:`~soatfast.attacks.Attack`; for its own
+            predictions and for all attacks, which see a model from x to logits. An attack may have an output= of its
+            own to follow; a forward= of its own must be this one. forward= must take any number of rows.
 
     The model predicts, and is attacked, in eval mode; its modes and the caller's random state are as before
-    afterwards. An interruption (Ctrl-C) loses the batch in hand.
+    afterwards. An interruption (Ctrl-C) loses the batch in hand. A model of ``torch.export`` with one batch size is
+    given batches of that size, filled up where need be, and every attack runs on all samples to its end. What is
+    fooled leaves with every engine but "bf16" and "fp16", whose attacks are judged by their final examples; "graph"
+    runs eagerly here.
+
+    Before any attack the model is checked (:func:`~soatfast.evaluate.checks.check_model`); what is found is a warning,
+    and stands in the records and under the table. These passes are not in the figures.
 
     Raises:
-        TypeError: the model is no module; x or y are not what an attack takes.
-        ValueError: an unknown kind of loader or attack, images out of bounds, logits that are not (B, K).
+        TypeError: the model is no module, attacks no mapping; x or y are not what an attack takes.
+        ValueError: an unknown kind of loader or attack, images out of bounds, logits that are not (B, K), an attack
+            with another forward= or another number of classes, a mask for each sample and several batches.
         ImportError: quality=True without torchmetrics.
         RunFolderError: the folder cannot be written, its file is damaged, or is of another evaluation.
 
@@ -89,8 +103,12 @@ def suite(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"suite needs a module, got {type(model).__name__}")
+    read = as_read(model, output, forward)
+    compact = compact and not takes_whole_batches(read)
+    if attacks is not None and not isinstance(attacks, Mapping):
+        raise TypeError(f"attacks must be a mapping of names to attacks, got {type(attacks).__name__}")
     chosen = dict(standard_attacks() if attacks is None else attacks)
-    _check_attacks(chosen)
+    _check_attacks(chosen, forward)
     if worst_case:
         chosen = cheapest_first(chosen)
     options = {
@@ -100,25 +118,35 @@ def suite(
         "worst_case": worst_case,
         "quality": _measures(quality),
         "weights": fingerprint(model),
+        "output": describe(output),
+        "forward": describe(forward),
     }
     if folder is None:
-        return _stored(model, loader, chosen, records.Store(options), progress)
+        return _stored(read, model, loader, chosen, records.Store(options), progress)
     with locked(Path(folder)):
         store = records.Store(options, Path(folder), resume)
         (Path(folder) / TABLE).unlink(missing_ok=True)  # no report beside an unfinished run
-        result = _stored(model, loader, chosen, store, progress)
+        result = _stored(read, model, loader, chosen, store, progress)
         write_text(Path(folder) / TABLE, result.table().to_markdown())
     return result
 
 
 def _stored(
-    model: nn.Module, loader: Loader, attacks: dict[str, Runnable], store: records.Store, progress: Report | None
+    read: nn.Module,
+    model: nn.Module,
+    loader: Loader,
+    attacks: dict[str, Runnable],
+    store: records.Store,
+    progress: Report | None,
 ) -> SuiteResult:
     with evaluating(model), contextlib.ExitStack() as stack:
         stack.callback(store.flush)
-        _run(model, loader, attacks, store, progress)
+        _run(read, loader, attacks, store, progress)
     store.finish()
-    return result_of(store)
+    result = result_of(store)
+    for check in result.checks[len(store.checks) :]:  # that of the figures; those of the model were said before
+        check.warn(3)
+    return result
 
 
 def _run(
@@ -128,7 +156,9 @@ def _run(
     seed, compact, worst_case, quality = (store.options[key] for key in ("seed", "compact", "worst_case", "quality"))
     total = _samples(loader)
     boxes = {attack.bounds for attack in attacks.values() if isinstance(attack, Attack)} or {(0.0, 1.0)}
-    stored, done, checked = len(store), 0, False
+    stored, done = len(store), 0
+    for check in store.checks:
+        check.warn()
     index = -1
     for index, batch in enumerate(loader):
         x, y = _pair(batch, index)
@@ -143,9 +173,10 @@ def _run(
             raise RunFolderError(f"{store.path} is finished after {stored} batches; the loader has more")
         labels = y.numpy(force=True)
         x, y = x.to(device), y.to(device)
-        if not checked:
-            checks.check_model(model, x, y)
-            checked = True
+        if not index:
+            _check_masks(attacks, x, total, compact)
+        if not store.checks:
+            store.checks = checks.check_model(model, x, y, attacks)
         clean, cell = clean_batch(model, x, y)
         cells, standing = {CLEAN: cell}, clean
         if progress is not None:
@@ -184,8 +215,9 @@ def _measures(quality: bool | None) -> bool:
     return True
 
 
-def _check_attacks(attacks: dict[str, Runnable]) -> None:
+def _check_attacks(attacks: dict[str, Runnable], forward: Forward | None) -> None:
     for name, attack in attacks.items():
+        check_attack(name, attack, forward)
         if name == CLEAN or not isinstance(name, str):
             raise ValueError(f'attacks have names other than "{CLEAN}", got {name!r}')
         if not callable(attack):
@@ -193,8 +225,25 @@ def _check_attacks(attacks: dict[str, Runnable]) -> None:
         if isinstance(attack, Attack):
             if attack.targeted:
                 raise ValueError(f"{name}: suite needs untargeted attacks, it gives them the true labels")
-            if isinstance(attack.eps, Tensor) and attack.eps.dim():
-                raise ValueError(f"{name}: eps must be one number, got shape {tuple(attack.eps.shape)}")
+            if isinstance(attack.eps, Tensor) and attack.eps.dim() == 1:
+                raise ValueError(
+                    f"{name}: eps must be one number, or one a channel or entry, got shape {tuple(attack.eps.shape)}"
+                )
+
+
+def _check_masks(attacks: dict[str, Runnable], x: Tensor, total: int | None, compact: bool) -> None:
+    """Raise ValueError where a mask for each sample of the batch x would be taken for other samples as well."""
+    for name, attack in attacks.items():
+        mask = attack.mask if isinstance(attack, Attack) else None
+        if mask is None or mask.dim() < x.dim() or len(mask) == 1:
+            continue
+        if total != len(x):
+            raise ValueError(
+                f"{name}: a mask for each sample is of one batch: give a list of one batch, or a mask of one sample's "
+                f"shape, got mask {tuple(mask.shape)}"
+            )
+        if compact and not can_watch(attack, x):
+            raise ValueError(f"{name}: with a mask for each sample this attack needs suite(compact=False)")
 
 
 def _pair(batch: Any, index: int) -> tuple[Tensor, Tensor]:

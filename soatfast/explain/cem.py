@@ -15,6 +15,7 @@ from soatfast.explain.explanation import Explanation, Role
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.objectives import margin
 from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.outputs import Forward, Output
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
 from soatfast.ops.arguments import as_column, check_fields, check_number, check_steps
@@ -33,6 +34,8 @@ class _CEM:
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
     engine: str = "eager"
+    output: Output = None
+    forward: Forward | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -46,10 +49,12 @@ class _CEM:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
         if not self.bounds[0] <= self.base <= self.bounds[1]:
             raise ValueError(f"base must lie in bounds {self.bounds}, got {self.base!r}")
-        self.oracle(torch.nn.Identity())  # mode and engine have one place where they are checked
+        self.oracle(torch.nn.Identity())  # these have one place where they are checked
 
     def oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self._hinge, self.mode, self.engine, classes=True)
+        return InputGradient(
+            model, self._hinge, self.mode, self.engine, output=self.output, forward=self.forward, classes=True
+        )
 
     def __call__(self, model: Model, x: Tensor, y: Tensor | None = None) -> Explanation:
         """Explain x (B, ...), images in ``bounds``: why the class y (B,), by default the one that the model predicts.
@@ -147,7 +152,7 @@ class PertinentNegative(_CEM):
         step_size: of the first step; it falls as sqrt(1 - k / steps).
         base: the value of a pixel that says nothing: 0 for a black background.
         bounds: the box of valid inputs; the model is shown no point outside of it.
-        mode, engine: as of :class:`~soatfast.attacks.Attack`.
+        mode, engine, output, forward: as of :class:`~soatfast.attacks.Attack`.
 
     Defaults: CEM's code (kappa 0, beta 0.1, c 10, 9 searches, 1000 steps of 0.01). Its term gamma ||x - AE(x)||^2 of an
     autoencoder, off by default there, is left out. Where nothing is found delta is 0.

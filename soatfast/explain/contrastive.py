@@ -12,7 +12,8 @@ from soatfast.attacks.base import Model
 from soatfast.explain.explanation import Explanation, Role
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.engine import Name
-from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.oracle import Mode
+from soatfast.gradients.outputs import Forward, Output
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops.arguments import as_column, check_fields, check_radius, check_steps
 
@@ -58,7 +59,7 @@ class ContrastivePair:
         step_size: None means 2.5 eps / steps.
         best: keep the strongest point of the path, not the last one: of those with the wanted prediction (delta_max:
             another one than y, delta_min: y), else of all, that of the highest (lowest) loss.
-        bounds, mode, engine: as of :class:`~soatfast.attacks.Attack`.
+        bounds, mode, engine, output, forward: as of :class:`~soatfast.attacks.Attack`.
 
     Defaults: eps 4 and 20 steps of the paper; it gives no step size.
 
@@ -80,6 +81,8 @@ class ContrastivePair:
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
     engine: Name = "eager"
+    output: Output = None
+    forward: Forward | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -99,6 +102,8 @@ class ContrastivePair:
             bounds=self.bounds,
             mode=self.mode,
             engine=self.engine,
+            output=self.output,
+            forward=self.forward,
         )
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Contrast:
@@ -130,7 +135,7 @@ class ContrastivePair:
 
     def _logits(self, model: Model, points: tuple[Tensor, ...], y: Tensor) -> list[Tensor]:
         found = []
-        with InputGradient(model, mode=self.mode, engine=self.engine) as oracle:
+        with self._attack(False).oracle(model) as oracle:
             for point in points:
                 oracle.loss(point, y)
                 assert oracle.logits is not None

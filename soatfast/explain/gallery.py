@@ -71,9 +71,12 @@ def attacked(
 
 
 def predictions(model: nn.Module, x: Tensor, like: Attack | None = None) -> tuple[Tensor, Tensor]:
-    """(classes, their softmax probabilities) of the batch, (B,) each; in the mode of an attack, else in eval mode."""
+    """(classes, their softmax probabilities) of the batch, (B,) each.
+
+    like: an attack whose mode, engine, output and forward are taken; None: eval mode, and what is recognised.
+    """
     like = Attack() if like is None else like
-    with InputGradient(model, mode=like.mode, engine=like.engine) as oracle:
+    with InputGradient(model, mode=like.mode, engine=like.engine, output=like.output, forward=like.forward) as oracle:
         oracle.loss(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
         assert oracle.logits is not None
         confidence, classes = oracle.logits.float().softmax(1).max(1)

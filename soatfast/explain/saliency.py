@@ -12,6 +12,7 @@ from soatfast.attacks.base import Model
 from soatfast.gradients.checks import check_batch
 from soatfast.gradients.objectives import Named, Objective
 from soatfast.gradients.oracle import InputGradient, Mode
+from soatfast.gradients.outputs import Forward, Output
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.gradients.precision import widened
 from soatfast.ops.arguments import check_fields, check_number, check_steps
@@ -27,15 +28,19 @@ class _Map:
     bounds: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "eval"
     engine: str = "eager"
+    output: Output = None
+    forward: Forward | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) with lower < upper, got {self.bounds!r}")
-        self.oracle(torch.nn.Identity())  # objective, mode and engine have one place where they are checked
+        self.oracle(torch.nn.Identity())  # these have one place where they are checked
 
     def oracle(self, model: Model) -> InputGradient:
-        return InputGradient(model, self.objective, self.mode, self.engine, self.targeted)
+        return InputGradient(
+            model, self.objective, self.mode, self.engine, self.targeted, output=self.output, forward=self.forward
+        )
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The map of x (B, ...) with labels y (B,): x's shape, dtype and device, no gradient.
@@ -63,8 +68,8 @@ class Saliency(_Map):
 
     Args:
         kind: "signed" S, "absolute" |S|, or "input": S times x.
-        objective, targeted, bounds, mode, engine: as of :class:`~soatfast.attacks.Attack`. With the objective
-            "margin" S is the gradient of the strongest rival's logit minus the label's.
+        objective, targeted, bounds, mode, engine, output, forward: as of :class:`~soatfast.attacks.Attack`. With the
+            objective "margin" S is the gradient of the strongest rival's logit minus the label's.
 
     Passes: one forward, one backward to the input.
 
@@ -142,7 +147,7 @@ class IntegratedGradients(_Map):
     Args:
         steps: points on the way (the paper: 20 to 300 are enough).
         base: the value of every pixel of b.
-        objective, targeted, bounds, mode, engine: as of :class:`~soatfast.attacks.Attack`.
+        objective, targeted, bounds, mode, engine, output, forward: as of :class:`~soatfast.attacks.Attack`.
 
     Passes: ``steps`` forwards and backwards to the input.
 

@@ -61,6 +61,17 @@ def logits_of(returned: Any, samples: int, output: Output = None) -> Tensor:
     return logits
 
 
+def predict(model: Any, x: Tensor, output: Output = None, forward: Forward | None = None) -> Tensor:
+    """Logits (B, K) of the model for x: one forward, called by ``forward=`` and read by ``output=``.
+
+    >>> import torch
+    >>> predict(lambda *, pixels: {"scores": pixels}, torch.eye(2), "scores", lambda model, x: model(pixels=x))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    return logits_of(model(x) if forward is None else forward(model, x), len(x), output)
+
+
 def as_classes(logits: Tensor) -> Tensor:
     r"""(B,) or (B, 1) of one sigmoid unit z as logits (0, z) of the classes 0 and 1; anything else as it is.
 

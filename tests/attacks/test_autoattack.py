@@ -9,7 +9,7 @@ import torch
 
 from soatfast.attacks import PGD
 from soatfast.attacks.autoattack import AutoAttack
-from soatfast.evaluate import load_suite, standard_attacks, suite
+from soatfast.evaluate import EvaluationWarning, load_suite, standard_attacks, suite
 from soatfast.evaluate.accuracies import accuracy
 from tests.nets import batch, conv_net
 
@@ -59,7 +59,7 @@ def test_in_the_suite(small, tmp_path):
     handle = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     whole = suite(model, loader, attacks, worst_case=True)
     handle.remove()
-    asked_before = 2 * 5  # the two forwards of the first batch that look at the model's form
+    asked_before = 6 * 5  # the checks of the model, on the first batch
     assert sum(seen) == whole.passes.forward_samples + asked_before
     auto = whole["auto"]
     assert list(whole.results) == ["clean", "pgd", "auto"]
@@ -91,8 +91,14 @@ def test_an_empty_batch_and_bad_arguments():
         AutoAttack()(lambda x: x, torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match="p = 2"):
         AutoAttack(p=1)
-    with pytest.raises(ValueError, match="4 classes"):
-        AutoAttack(classes=3)
+    for classes, error in ((1, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match="classes must be"):
+            AutoAttack(classes=classes)
+    x, y = batch(2, (3, 8, 8), 5, torch.float32)
+    with pytest.raises(ValueError, match="told classes=10, and the model tells 5 apart: leave classes out"):
+        AutoAttack(classes=10)(conv_net(), x, y)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4"):
+        AutoAttack()(conv_net(), x, torch.tensor([0, 7]))
     with pytest.raises(ValueError, match="eps"):
         AutoAttack(eps=-1.0)
 
@@ -109,3 +115,31 @@ def test_without_torchattacks_the_message_says_what_to_do(monkeypatch):
     x, y = batch(2, (3, 8, 8), 5, torch.float32)
     with pytest.raises(ImportError, match="pip install --no-deps torchattacks"):
         AutoAttack(classes=5)(conv_net(), x, y)
+
+
+@pytest.mark.parametrize("p", [2, math.inf])
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_few_classes(p, classes, monkeypatch):
+    """One sigmoid unit, two and three classes: in the ball, stronger than the clean figure, not weaker than PGD."""
+    torchattacks = pytest.importorskip("torchattacks")
+    make, losses = torchattacks.Square, []
+    monkeypatch.setattr(torchattacks, "Square", lambda *args, **kwargs: make(*args, **{**kwargs, "n_queries": 100}))
+    apgd = torchattacks.APGD
+
+    def noted(*args, **kwargs):
+        losses.append(kwargs["loss"])
+        return apgd(*args, **kwargs)
+
+    model = conv_net(classes=classes).eval()
+    x, _ = batch(8, (3, 8, 8), 2, torch.float32)
+    with torch.no_grad():
+        y = model(x).argmax(1) if classes > 1 else (model(x)[:, 0] > 0).long()
+    eps = 2.0 if p == 2 else 0.2
+    attack = AutoAttack(eps=eps, p=p)
+    x_adv = attack(model, x, y)
+    assert (x_adv - x).flatten(1).norm(p, dim=1).max() <= eps * 1.0001 and 0 <= x_adv.min() <= x_adv.max() <= 1
+    monkeypatch.setattr(torchattacks, "APGD", noted)
+    with pytest.warns(EvaluationWarning, match=f"with {max(classes, 2)} classes AutoAttack has"):
+        found = accuracy(model, (x, y), attack)
+    assert losses == (["ce", "dlr"] if classes == 3 else ["ce"])
+    assert found.accuracy <= accuracy(model, (x, y), PGD(eps=eps, p=p, steps=10)).accuracy and found.accuracy < 1

@@ -55,9 +55,9 @@ def test_a_method_is_a_loss_whose_memory_is_the_tasks(row):
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 def test_the_suite_is_the_catalogues(p):
-    made = standard_attacks(eps=RADIUS[p], p=p, classes=10, simba_steps=16)
+    made = standard_attacks(eps=RADIUS[p], p=p, classes=10)
     assert made == {row.name: row.make(task(p)) for row in ATTACKS if row.suite and p in row.norms}
-    assert standard_attacks(steps=7)["pgd7"].steps == 7
+    assert standard_attacks(steps=7)["pgd7"].steps == 7 and standard_attacks(simba_steps=16)["simba"].steps == 16
 
 
 @pytest.mark.parametrize("p", [3, 0.5])

@@ -252,11 +252,40 @@ def test_bad_fields(fields, error, message, problem):
         sf.PGD(**fields)(model, pixels, y)
 
 
-def test_what_asks_about_parts_of_a_batch_takes_one_mask_for_all(problem):
+PARTS = {
+    **{name: attack for name, attack in ATTACKS.items() if name in ("SimBA", "dct", "tol")},
+    **{f"{name}, compact": dataclasses.replace(ATTACKS[name], compact=True) for name in ("SOAE", "tr", "gn")},
+}
+
+
+def test_the_attacks_that_ask_about_parts_are_all_here():
+    fields = {
+        type(attack).__name__: name
+        for attack in ATTACKS.values()
+        for name in ("compact", "tol")
+        if name in {f.name for f in dataclasses.fields(attack)}
+    }
+    assert fields == {"SimBA": "compact", "SOAE": "compact", "FrankWolfe": "tol"}
+    assert {type(attack).__name__ for attack in PARTS.values()} == set(fields)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_asks_about_parts_of_a_batch_takes_one_mask_for_all(name, problem):
+    """Refused before any pass, whatever the samples; one mask for all is kept (above), as is a batch of one sample."""
     _, inside, pixels, y = problem
-    each = torch.ones(6, 3, 8, 8, dtype=torch.bool)
-    with pytest.raises(ValueError, match="compact=False"):
-        sf.SimBA(steps=20, mask=each)(inside, pixels, inside(pixels).argmax(1) * (y > 2) + y * (y <= 2))
+    each, asked = torch.ones(6, 3, 8, 8, dtype=torch.bool), []
+
+    def model(x):
+        asked.append(len(x))
+        return inside(x)
+
+    with pytest.raises(ValueError, match=r"a mask for each sample needs .* compact=False, tol=None") as error:
+        dataclasses.replace(PARTS[name], mask=each)(model, pixels, y)
+    assert not asked and "\n" not in str(error.value)
+    mask = torch.rand(3, 8, 8) > 0.5
+    for one, x, labels in ((mask, pixels, y), (mask[None], pixels[:1], y[:1])):
+        x_adv = dataclasses.replace(PARTS[name], mask=one)(inside, x, labels)
+        assert torch.equal(x_adv[:, ~mask], x[:, ~mask])
 
 
 @pytest.mark.parametrize("make", [sf.SORA, sf.LLR, sf.SOAR])

@@ -220,7 +220,10 @@ def test_bad_fields_and_batches():
             SimBA(**fields)
     x, y = batch()
     with pytest.raises(ValueError, match="steps must be at most the 16 directions of the basis, got 200"):
-        SimBA()(relu_net(), x, y)
+        SimBA(steps=200)(relu_net(), x, y)
+    all_of_them = (SimBA(steps=n, generator=torch.Generator().manual_seed(1))(relu_net(), x, y) for n in (None, 16))
+    assert torch.equal(*all_of_them)
+    assert SimBA().passes() == SimBA(steps=200).passes()
     with pytest.raises(ValueError, match="freq_dims must be at most the image's 4 x 4, got 5"):
         SimBA(basis="dct", freq_dims=5, steps=4)(relu_net(), x, y)
     with pytest.raises(ValueError, match=r'basis="dct" needs images x \(B, ..., H, W\), got shape \(6, 16\)'):

@@ -66,7 +66,7 @@ def test_one_run_gives_all_numbers_of_steps(net, samples, compact):
 def test_otherwise_each_number_is_a_run(net, samples, attack):
     curve = steps_plateau(net, samples, (1, 4), attack, eps=0.1, batch_size=20, label="mine")
     base = attack or PGD(eps=0.1)
-    expected = [point(net, samples, dataclasses.replace(base, steps=n), f"pgd{n}").accuracy for n in (1, 4)]
+    expected = [point(net, samples, dataclasses.replace(base, steps=n), f"steps {n}").accuracy for n in (1, 4)]
     assert curve.accuracy == pytest.approx(expected) and curve.label == "mine"
 
 

@@ -96,10 +96,10 @@ def test_nothing_is_unpickled(file):
         ({"meta": np.array("{}")}, "damaged, truncated or no file"),
         (
             {"meta": np.array('{"version": 99}')},
-            r"is of version 99; this soatfast reads version 2; .*--fresh\) evaluates anew",
+            r"is of version 99; this soatfast reads version 3; .*--fresh\) evaluates anew",
         ),
-        ({"meta": np.array('{"version": 1}')}, "is of version 1; this soatfast reads version 2"),
-        ({"meta": np.array('{"version": 2}')}, "damaged: 'options'"),
+        ({"meta": np.array('{"version": 1}')}, "is of version 1; this soatfast reads version 3"),
+        ({"meta": np.array('{"version": 3}')}, "damaged: 'options'"),
         ({"1.psnr": None}, "damaged: '1.psnr'"),
     ],
 )

@@ -142,7 +142,7 @@ def test_resuming_gives_the_same_records_to_the_bit(net, loader, tmp_path, stop,
     for name in whole.results:
         assert same(whole[name], resumed[name]) and same(whole[name], read[name])
     assert np.array_equal(read.label, whole.label) and read.worst_case == whole.worst_case
-    assert sum(seen) <= sum(r.passes.forward_samples for r in whole.results.values()) * (3 - stop) / 3 + 60
+    assert sum(seen) <= sum(r.passes.forward_samples for r in whole.results.values()) * (3 - stop) / 3 + 20 + 6 * 20
 
 
 def test_a_finished_run_is_not_run_again(net, loader, tmp_path):
@@ -287,7 +287,11 @@ def test_no_attack_but_the_clean_figure(net, loader):
         ({"attacks": {"t": PGD(targeted=True)}}, ValueError, "t: suite needs untargeted"),
         ({"attacks": {"clean": PGD()}}, ValueError, "names other than"),
         ({"attacks": {"pgd": 3}}, TypeError, "pgd: an attack is called"),
-        ({"attacks": {"pgd": PGD(eps=torch.rand(50))}}, ValueError, r"pgd: eps must be one number, got shape \(50,\)"),
+        (
+            {"attacks": {"pgd": PGD(eps=torch.rand(50))}},
+            ValueError,
+            r"pgd: eps must be one number, .* got shape \(50,\)",
+        ),
         ({"loader": []}, ValueError, "no samples"),
         ({"loader": [torch.rand(2, 1, 4, 4)]}, ValueError, "batch 0: a loader yields pairs"),
         ({"loader": iter([(torch.rand(2, 16),)])}, ValueError, "batch 0: a loader yields pairs"),
