@@ -6,12 +6,16 @@ from soatfast.attacks.base import Attack
 from soatfast.attacks.fgsm import FGSM
 from soatfast.attacks.frank_wolfe import FrankWolfe
 from soatfast.attacks.haat import HAAT
+from soatfast.attacks.jitter import Jitter
 from soatfast.attacks.mifgsm import MIFGSM
 from soatfast.attacks.named import TargetedPGD
 from soatfast.attacks.near import NearPGD
 from soatfast.attacks.normalized import Normalized
 from soatfast.attacks.pgd import PGD
+from soatfast.attacks.pifgsm import PIFGSM
 from soatfast.attacks.simba import SimBA, SimBAResult
+from soatfast.attacks.smoothadv import SmoothAdv, Smoothed
+from soatfast.attacks.smoothing import ResizePad, gaussian_kernel
 from soatfast.attacks.soae import SOAE
 
 __all__ = [
@@ -20,14 +24,20 @@ __all__ = [
     "HAAT",
     "MIFGSM",
     "PGD",
+    "PIFGSM",
     "SOAE",
     "Attack",
     "FrankWolfe",
+    "Jitter",
     "NearPGD",
     "Normalized",
+    "ResizePad",
     "SimBA",
     "SimBAResult",
+    "SmoothAdv",
+    "Smoothed",
     "TargetedPGD",
+    "gaussian_kernel",
     "named",
     "targets",
 ]

@@ -11,7 +11,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, NearPGD, SimBA, TargetedPGD, named
+from soatfast.attacks import (
+    ASOD,
+    FGSM,
+    HAAT,
+    MIFGSM,
+    PGD,
+    PIFGSM,
+    SOAE,
+    FrankWolfe,
+    Jitter,
+    NearPGD,
+    ResizePad,
+    SimBA,
+    SmoothAdv,
+    TargetedPGD,
+    gaussian_kernel,
+    named,
+)
 from soatfast.attacks.autoattack import AutoAttack
 from soatfast.attacks.task import Task
 
@@ -61,7 +78,11 @@ class AttackRow(Row):
 _SCORPIO = "arXiv 2009.04923"
 _STEPS, _WOLFE, _SECOND = ("K", "K", "0"), ("N + 1", "N + 1", "0"), ("T * (1 + m)", "T * (1 + m)", "0")
 _ROUND: tuple[float, ...] = (2, math.inf)
-_PGD, _NAMED, _FW, _SOAE = (f"attacks/test_{name}.py" for name in ("pgd", "named", "frank_wolfe", "soae"))
+_LINF: tuple[float, ...] = (math.inf,)
+_PGD, _NAMED, _FW, _SOAE, _MOMENTUM = (
+    f"attacks/test_{name}.py" for name in ("pgd", "named", "frank_wolfe", "soae", "momentum")
+)
+_VARIANCE = ("K + N * (K - 1)", "K + N * (K - 1)", "0")
 
 # SOAE makes 40 passes at most and HAAT 42, about as many as PGD-40; ASOD makes 200.
 ATTACKS: tuple[AttackRow, ...] = (
@@ -213,5 +234,76 @@ ATTACKS: tuple[AttackRow, ...] = (
         lambda t: SOAE(eps=t.eps, p=t.p, steps=4, variant="tr", scheme="gn"),
         Facts("none; after arXiv 2207.01396", ("T", "T * (C - 1)", "0"), _SOAE, {"T": 4, "C": 10}),
     ),
-    AttackRow("autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes), norms=_ROUND),
+    AttackRow(
+        "nifgsm",
+        "NI-FGSM",
+        lambda t: MIFGSM(eps=t.eps, p=t.p, nesterov=True),
+        Facts("Lin et al. 2020", _STEPS, _MOMENTUM, {"K": 10}),
+        norms=_LINF,
+    ),
+    AttackRow(
+        "sinifgsm",
+        "SI-NI-FGSM",
+        lambda t: MIFGSM(eps=t.eps, p=t.p, nesterov=True, scales=5),
+        Facts("Lin et al. 2020", ("S * K", "S * K", "0"), _MOMENTUM, {"S": 5, "K": 10}),
+        norms=_LINF,
+    ),
+    AttackRow(
+        "vmifgsm",
+        "VMI-FGSM",
+        lambda t: MIFGSM(eps=t.eps, p=t.p, neighbours=5),
+        Facts("Wang and He 2021", _VARIANCE, _MOMENTUM, {"K": 10, "N": 5}),
+        norms=_LINF,
+    ),
+    AttackRow(
+        "vnifgsm",
+        "VNI-FGSM",
+        lambda t: MIFGSM(eps=t.eps, p=t.p, nesterov=True, neighbours=5),
+        Facts("Wang and He 2021", _VARIANCE, _MOMENTUM, {"K": 10, "N": 5}),
+        norms=_LINF,
+    ),
+    AttackRow(
+        "difgsm",
+        "DI-FGSM",
+        lambda t: MIFGSM(eps=t.eps, p=t.p, decay=0.0, forward=ResizePad()),
+        Facts("Xie et al. 2019", _STEPS, _MOMENTUM, {"K": 10}),
+        norms=_ROUND,
+    ),
+    AttackRow(
+        "tifgsm",
+        "TI-FGSM",
+        lambda t: MIFGSM(eps=t.eps, p=t.p, decay=0.0, kernel=gaussian_kernel()),
+        Facts("Dong et al. 2019", _STEPS, _MOMENTUM, {"K": 10}),
+        norms=_ROUND,
+    ),
+    AttackRow(
+        "pifgsm",
+        "PI-FGSM",
+        lambda t: PIFGSM(eps=t.eps, p=t.p),
+        Facts("Gao et al. 2020", _STEPS, "attacks/test_pifgsm.py", {"K": 10}),
+        norms=_LINF,
+    ),
+    AttackRow(
+        "pifgsmpp",
+        "PI-FGSM++",
+        lambda t: PIFGSM(eps=t.eps, p=t.p, project_factor=0.8, carried=False, kernel=gaussian_kernel(3)),
+        Facts("Gao et al. 2020b", _STEPS, "attacks/test_pifgsm.py", {"K": 10}),
+        norms=_LINF,
+    ),
+    AttackRow(
+        "jitter",
+        "Jitter",
+        lambda t: Jitter(eps=t.eps, p=t.p),
+        Facts("Schwinn et al. 2021", _STEPS, "attacks/test_jitter.py", {"K": 10}),
+        norms=_LINF,
+    ),
+    AttackRow(
+        "smoothadv",
+        "SmoothAdv, 8 draws",
+        lambda t: SmoothAdv(eps=t.eps, p=t.p),
+        Facts("Salman et al. 2019", _STEPS, "attacks/test_smoothadv.py", {"K": 10}),
+    ),
+    AttackRow(
+        "autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes or 10), norms=_ROUND
+    ),
 )

@@ -7,7 +7,22 @@ import pickle
 import pytest
 import torch
 
-from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, NearPGD, SimBA, TargetedPGD
+from soatfast.attacks import (
+    ASOD,
+    FGSM,
+    HAAT,
+    MIFGSM,
+    PGD,
+    PIFGSM,
+    SOAE,
+    FrankWolfe,
+    Jitter,
+    NearPGD,
+    SimBA,
+    SmoothAdv,
+    TargetedPGD,
+    gaussian_kernel,
+)
 from soatfast.attacks.base import Attack
 from soatfast.gradients import count_passes
 from soatfast.gradients.precision import round_towards
@@ -58,6 +73,15 @@ ATTACKS = [
     MIFGSM(eps=0.1, steps=3),
     MIFGSM(eps=0.5, p=2, steps=3, decay=0.5, step_size=0.2),
     MIFGSM(eps=0.1, steps=2, objective="margin", targeted=True),
+    MIFGSM(eps=0.1, steps=3, nesterov=True, scales=2),
+    MIFGSM(eps=0.1, steps=3, neighbours=2),
+    MIFGSM(eps=0.5, p=2, steps=3, kernel=gaussian_kernel(3, 1.0)),
+    PIFGSM(eps=0.1, steps=3),
+    PIFGSM(eps=0.1, steps=2, carried=False, project_factor=0.8, targeted=True, kernel=gaussian_kernel(3, 1.0)),
+    Jitter(eps=0.1, steps=3, std=0.0),
+    Jitter(eps=0.1, steps=2, std=0.0, targeted=True, best=True),
+    SmoothAdv(eps=0.1, steps=3, sigma=0.05, samples=2),
+    SmoothAdv(eps=0.5, p=2, steps=2, sigma=0.0, samples=1),
     SimBA(eps=0.1, steps=8, early_stop=False, compact=False),
     SimBA(eps=0.5, p=2, steps=8, step_size=0.4, basis="dct", early_stop=False, compact=False),
     SimBA(eps=1.0, p=1, steps=8, step_size=0.6, targeted=True, early_stop=False, compact=False),
@@ -73,6 +97,8 @@ def draws(attack: Attack) -> bool:
     """Whether two calls differ."""
     if isinstance(attack, ASOD):
         return attack.sigma > 0
+    if getattr(attack, "neighbours", 0) or getattr(attack, "sigma", 0):
+        return True
     return isinstance(attack, (HAAT, SimBA)) or getattr(attack, "random_start", False)
 
 
@@ -80,7 +106,8 @@ DETERMINISTIC = [a for a in ATTACKS if not draws(a)]
 
 
 def name(attack: Attack) -> str:
-    fields = [f"{k}={v}" for k, v in dataclasses.asdict(attack).items() if v not in (False, None, "ce", "eval")]
+    given = {k: "..." if isinstance(v, torch.Tensor) else v for k, v in dataclasses.asdict(attack).items()}
+    fields = [f"{k}={v}" for k, v in given.items() if v not in (False, None, "ce", "eval")]
     return f"{type(attack).__name__}({','.join(fields)})"
 
 
@@ -231,7 +258,7 @@ def test_plain_callable_as_model(deterministic):
     assert torch.equal(deterministic(lambda x: model(x), x, y), deterministic(model, x, y))
 
 
-CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, SimBA, TargetedPGD]
+CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, PIFGSM, Jitter, SmoothAdv, SimBA, TargetedPGD]
 
 
 @pytest.mark.parametrize("cls", CLASSES)

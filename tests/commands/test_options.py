@@ -13,7 +13,9 @@ from soatfast.commands import main as cli
 from soatfast.commands.options import class_name
 from soatfast.losses import FGSMPGI, AdversarialTraining, Loss
 
-UNSAYABLE = {"eps", "p", "bounds", "targeted", "forward", "mask", "generator", "memory", "state", "return_output"}
+UNSAYABLE = {
+    "eps", "p", "bounds", "targeted", "forward", "mask", "kernel", "generator", "memory", "state", "return_output"
+}  # fmt: skip
 """eps, p: options of the command. bounds, targeted: images in [0, 1], true labels. return_output: for scripts. Else
 functions, tensors, state."""
 SAID_OTHERWISE = {AdversarialTraining, FGSMPGI}

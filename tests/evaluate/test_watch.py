@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, SOAE, FrankWolfe, NearPGD
+from soatfast.attacks import ASOD, FGSM, HAAT, MIFGSM, PGD, PIFGSM, SOAE, FrankWolfe, Jitter, NearPGD
 from soatfast.attacks.named import TL, TM, UL, UM
 from soatfast.evaluate.batch import attack_batch, clean_batch, seeded
 from soatfast.evaluate.masking import Noise
@@ -36,6 +36,10 @@ ATTACKS = {
     "tr": SOAE(eps=EPS, steps=3, max_dim=3, variant="tr"),
     "haat": HAAT(eps=EPS, steps=3, power=2),
     "mifgsm": MIFGSM(eps=EPS, steps=5),
+    "sinifgsm": MIFGSM(eps=EPS, steps=4, nesterov=True, scales=2),
+    "vmifgsm": MIFGSM(eps=EPS, steps=4, neighbours=2),
+    "pifgsm": PIFGSM(eps=EPS, steps=4),
+    "jitter": Jitter(eps=EPS, steps=4),
     "asod": ASOD(eps=EPS, steps=3, samples=2, sigma=0.1),
     "ul": UL(eps=EPS, steps=4),
     "tl": TL(eps=EPS, steps=4, classes=4),
