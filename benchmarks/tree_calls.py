@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from soatfast.attacks import PGD
+from soatfast.gradients import InputGradient
 from soatfast.losses import CURE, SCORPIO, TRADES, AdversarialTraining
 from soatfast.train.models import ResNet18, SmallCNN
 
@@ -21,6 +22,7 @@ WORK = {
     },
     "PGD-10, ResNet-18, batch 1": ("PGD-10", 1),
     "making PGD, small CNN, batch 1": ("making PGD", 1),
+    "entering the block, small CNN, batch 1": ("entering the block", 1),
 }
 
 
@@ -32,6 +34,9 @@ def call(name: str) -> Callable[[], object]:
     x, y = torch.rand(batch, *((3, 32, 32) if wide else (1, 28, 28))), torch.arange(batch) % 10
     if what == "making PGD":
         return lambda: PGD(eps=0.1, steps=10)
+    if what == "entering the block":
+        oracle = InputGradient(model)
+        return lambda: oracle.__enter__().__exit__()
     if what == "PGD-10":
         attack = PGD(eps=0.1, steps=10)
         return lambda: attack(model, x, y)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class Options:
     pairs: int = 15
     """Pairs of figures for each row."""
     only: str = ""
-    """Rows whose name has this in it."""
+    """A regular expression that is found in the names of the rows."""
     run_dir: Path = Path("runs")
     """The table goes into two_trees.md there."""
 
@@ -94,7 +95,7 @@ def main(options: Options) -> None:
     ]
     before, after = Process(options.before), Process(_HERE)
     try:
-        rows = [row(name, before, after, options.pairs) for name in tree_calls.WORK if options.only in name]
+        rows = [row(name, before, after, options.pairs) for name in tree_calls.WORK if re.search(options.only, name)]
     finally:
         before.end()
         after.end()
