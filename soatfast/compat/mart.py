@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soatfast.compat.trades import OfficialPGD
+from soatfast.compat.trades import _OfficialPGD
 from soatfast.losses.base import mean, training_logits
 from soatfast.losses.mart import MART
 
@@ -65,7 +65,7 @@ def mart_loss(
     if distance != "l_inf":
         raise ValueError(f'distance must be "l_inf", as the original attacks for no other, got {distance!r}')
     MART(eps=epsilon, steps=perturb_steps, step_size=step_size, beta=beta)  # has the checks of these
-    x_adv = OfficialPGD(eps=epsilon, steps=perturb_steps, step_size=step_size)(model, x_natural, y)
+    x_adv = _OfficialPGD(eps=epsilon, steps=perturb_steps, step_size=step_size)(model, x_natural, y)
     model.train()
     optimizer.zero_grad()
     clean = training_logits(model, x_natural, y)

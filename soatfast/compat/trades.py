@@ -100,11 +100,11 @@ class _Official(TRADES):
 
     def _attack(self, objective: Named | Objective) -> NearPGD:
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("eps", "p", "steps", "step_size")}
-        return OfficialPGD(objective=objective, **fields)
+        return _OfficialPGD(objective=objective, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfficialPGD(NearPGD):
+class _OfficialPGD(NearPGD):
     """NearPGD with the start and the L2 step of the authors' code."""
 
     def _start(self, x: Tensor) -> Tensor:
