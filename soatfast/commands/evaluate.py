@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from soatfast import evaluate as ev
-from soatfast.attacks import PGD, SimBA
-from soatfast.attacks.named import UL
 from soatfast.attacks.task import check_ball
+from soatfast.commands import evaluate_analysis
 from soatfast.commands.options import check_torchattacks
 from soatfast.evaluate.accuracies import batches, gather
 from soatfast.evaluate.records import FILE
+from soatfast.evaluate.results import WORST
 from soatfast.gradients.device import default_device
-from soatfast.gradients.passes import Passes
+from soatfast.gradients.engine import Name, parse
 from soatfast.ops.arguments import norm_name
 from soatfast.runs import files
+from soatfast.runs.errors import UserError
 from soatfast.runs.files import fingerprint
 from soatfast.runs.lock import locked
-from soatfast.runs.progress import Progress, Report
+from soatfast.runs.progress import Progress
 from soatfast.runs.resume import Start
-from soatfast.runs.table import Table
+from soatfast.runs.table import Column, Table
 from soatfast.train.data.sets import Data
 from soatfast.train.models import MODELS
 from soatfast.train.subject import Subject
 
 FIGURES = "evaluation.json"
-_SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of eps, where the curve is measured
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class EvaluateConfig(Start):
     """Run each attack only on the survivors of the cheaper ones: fewer passes, and one figure for all."""
     compact: bool = True
     """Leave samples that are fooled already out of the passes. No figure changes."""
+    engine: Name = "eager"
+    """How the attacks' passes are run, such as channels_last or compile; soatfast tune measures which is fastest.
+    SOAE and HAAT need float32, so bf16 and fp16 are refused."""
+    beside: tuple[Path, ...] = ()
+    """Folders of finished evaluations on the same samples. Both are compared in pairs; with analysis their curves are
+    drawn on the same pictures."""
     subject: Subject = field(default_factory=Subject)
     samples: int | None = 1000
     """Number of held-out samples, from the first on. None: all."""
@@ -71,6 +77,10 @@ class EvaluateConfig(Start):
             raise ValueError(
                 f"steps, batch_size and samples must be at least 1, got {self.steps}, {self.batch_size}, {self.samples}"
             )
+        if parse(self.engine).precision is not None:
+            raise ValueError(f"engine must be an exact one, as SOAE and HAAT need float32, got {self.engine!r}")
+        if self.run_dir in self.beside or len(set(self.beside)) < len(self.beside):
+            raise ValueError(f"beside must be other folders, each once, got {', '.join(map(str, self.beside))}")
         if self.analysis and self.eps == 0:
             raise ValueError("analysis needs eps > 0, got 0")
         if self.subject.weights is None and self.subject.model in MODELS:
@@ -91,11 +101,14 @@ def _run(config: EvaluateConfig, progress: Progress) -> list[Table]:
     folder = config.run_dir
     if config.autoattack:
         check_torchattacks()
+    others = [_Other.of(path, config) for path in config.beside]  # what is missing is said before the work
     data = config.subject.load_data()
     samples = data.first(config.samples, config.samples).test
     torch.manual_seed(config.seed)
     model = config.subject.make_model(data).to(default_device()).eval()
     x, y = gather(samples)
+    for other in others:
+        other.check_samples(y)
     found = ev.suite(
         model,
         list(batches(x, y, config.batch_size)),
@@ -109,12 +122,75 @@ def _run(config: EvaluateConfig, progress: Progress) -> list[Table]:
     )
     (folder / FIGURES).unlink(missing_ok=True)  # of an earlier evaluation
     tables = [found.table(f"{config.subject.model} on {config.subject.data}, {_ball(config)}")]
+    compared = {str(other.path): found.paired(other.suite) for other in others}
+    if others:
+        tables.append(_paired_table(found, others, compared))
+    analysis: dict[str, Any] | None = None
     if config.analysis:
-        tables.append(_analysis(config, model, (x, y), progress.report))
-    _write(config, model, found.passes, tables)
+        analysis, signs = evaluate_analysis.analyse(
+            config.run_dir,
+            model,
+            (x, y),
+            _ball(config),
+            f"{config.subject.model} on {config.subject.data}",
+            {"eps": config.eps, "p": config.p, "engine": config.engine},
+            {"batch_size": config.batch_size, "seed": config.seed, "progress": progress.report},
+            [(other.path.name, other.analysis) for other in others],
+        )
+        tables.append(signs)
+    _write(config, model, found, tables, compared, analysis)
     pictures = ("curves.png", "plateau.png", "masking.png") if config.analysis else ()
     progress.wrote(folder, FILE, "evaluation.md", FIGURES, *pictures)
     return tables
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another evaluation: its folder, its records, and its analysis, {} where it has none."""
+
+    path: Path
+    suite: ev.SuiteResult
+    analysis: dict[str, Any]
+
+    @classmethod
+    def of(cls, path: Path, config: EvaluateConfig) -> _Other:
+        suite = ev.load_suite(path)
+        written = files.read_json(path / FIGURES) if (path / FIGURES).is_file() else {}
+        analysis = written.get("analysis") if isinstance(written, dict) else None
+        if config.analysis and not isinstance(analysis, dict):
+            raise UserError(f"{path / FIGURES} has no analysis; soatfast evaluate --analysis writes it")
+        return cls(path, suite, analysis or {})
+
+    def check_samples(self, y: Tensor) -> None:
+        if self.suite.label.tolist() != y.tolist():
+            raise UserError(f"{self.path} is of other samples than this evaluation: pairs need the same")
+
+
+def _paired_table(found: ev.SuiteResult, others: list[_Other], compared: dict[str, dict[str, ev.Paired]]) -> Table:
+    columns = [
+        Column("other", "beside"),
+        Column("name", "attack"),
+        Column("accuracy", "accuracy %"),
+        Column("theirs", "its accuracy %"),
+        Column("first_only", "only here right", 0),
+        Column("second_only", "only there right", 0),
+        Column("p_value", "p", 4),
+    ]
+    rows: list[dict[str, Any]] = [
+        {
+            "other": str(other.path),
+            "name": name,
+            "accuracy": 100 * (found.worst_case if name == WORST else found[name].accuracy),
+            "theirs": 100 * (other.suite.worst_case if name == WORST else other.suite[name].accuracy),
+            "first_only": pair.first_only,
+            "second_only": pair.second_only,
+            "p_value": pair.p_value,
+        }
+        for other in others
+        for name, pair in compared[str(other.path)].items()
+    ]
+    note = "p: McNemar's exact test, that both models are as often right on these samples."
+    return Table("In pairs with other evaluations", columns, rows, note)
 
 
 def _ball(config: EvaluateConfig) -> str:
@@ -122,43 +198,29 @@ def _ball(config: EvaluateConfig) -> str:
 
 
 def _attacks(config: EvaluateConfig, data: Data) -> dict[str, Any]:
-    directions = min(200, math.prod(data.shape))  # a small image has fewer than SimBA's 200
     return ev.standard_attacks(
-        config.eps, config.p, config.steps, data.classes, config.autoattack, directions, config.seed
+        config.eps, config.p, config.steps, data.classes, config.autoattack, seed=config.seed, engine=config.engine
     )
 
 
-def _analysis(config: EvaluateConfig, model: nn.Module, data: Any, report: Report) -> Table:
-    """The curves and the scatter as pictures; the checklist as a table."""
-    options: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "progress": report}
-    attack = PGD(eps=config.eps, p=config.p, steps=20)
-    largest = 1.0 if config.p == math.inf else math.inf
-    radii = sorted({min(share * config.eps, largest) for share in _SHARES})
-    title = f"{config.subject.model} on {config.subject.data}"
-    curve = ev.accuracy_against_eps(model, data, attack, radii, label="PGD-20", **options)
-    ev.curves_picture(config.run_dir / "curves.png", [curve], title)
-    fixed = PGD(eps=config.eps, p=config.p, step_size=config.eps / 4)
-    plateau = ev.steps_plateau(model, data, attack=fixed, label="PGD, steps of eps / 4", **options)
-    ev.curves_picture(config.run_dir / "plateau.png", [plateau], f"{title}, {_ball(config)}", steps=True)
-    simba = SimBA(
-        eps=config.eps, p=config.p, step_size=config.eps, steps=min(200, data[0][0].numel()), early_stop=False
-    )
-    white = ev.final_margins(model, data, UL(eps=config.eps, p=config.p, steps=100), config.batch_size, config.seed)
-    black = ev.final_margins(model, data, simba, config.batch_size, config.seed)
-    scatter = ev.compare_margins(white.margin, black.margin)
-    ev.scatter_picture(config.run_dir / "masking.png", [(_ball(config), scatter)], "PGD-100", "SimBA", title)
-    signs = ev.masking_signs(model, data, attack, black_box=simba, batch_size=config.batch_size, seed=config.seed)
-    return ev.signs_table(signs)
-
-
-def _write(config: EvaluateConfig, model: nn.Module, passes: Passes, tables: list[Table]) -> None:
+def _write(
+    config: EvaluateConfig,
+    model: nn.Module,
+    found: ev.SuiteResult,
+    tables: list[Table],
+    compared: dict[str, dict[str, ev.Paired]],
+    analysis: dict[str, Any] | None,
+) -> None:
     from soatfast.ops.config import describe as installation
 
     written = {
         "config": files.describe(config),
         "weights": fingerprint(model),
-        "passes": files.describe(passes),
+        "passes": files.describe(found.passes),
         "installation": files.describe(installation()),
+        "results": found.to_json(),
+        "paired": {path: {name: asdict(pair) for name, pair in pairs.items()} for path, pairs in compared.items()},
+        "analysis": analysis,
         "tables": [table.to_json() for table in tables],
     }
     files.write_json(config.run_dir / FIGURES, written)

@@ -5,6 +5,7 @@ from soatfast.evaluate.accuracies import AccuracyResult, accuracy
 from soatfast.evaluate.checks import Check, EvaluationWarning, RandomisedWarning, SoftmaxWarning, ZeroGradientWarning
 from soatfast.evaluate.curves import Curve, accuracy_against_eps, steps_plateau
 from soatfast.evaluate.gap import QuadraticGap, quadratic_gap
+from soatfast.evaluate.intervals import Paired, interval, paired
 from soatfast.evaluate.masking import (
     Margins,
     Scatter,
@@ -32,6 +33,7 @@ __all__ = [
     "Curve",
     "EvaluationWarning",
     "Margins",
+    "Paired",
     "QuadraticGap",
     "Quality",
     "RandomisedWarning",
@@ -47,6 +49,7 @@ __all__ = [
     "curves_picture",
     "final_margins",
     "image_quality",
+    "interval",
     "load_suite",
     "local_linearity",
     "loss_along",
@@ -54,6 +57,7 @@ __all__ = [
     "masking_signs",
     "mean_and_spread",
     "over_loader",
+    "paired",
     "progress_bar",
     "quadratic_gap",
     "scatter_picture",

@@ -39,6 +39,19 @@ class Curve:
     passes: Passes = field(repr=False)
     saved: Passes = field(repr=False)
 
+    def to_json(self) -> dict[str, Any]:
+        """Every figure; the accuracies are shares."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Curve:
+        """The curve that :meth:`to_json` described; ValueError for anything else."""
+        try:
+            passes = {name: Passes(**value[name]) for name in ("passes", "saved")}
+            return cls(value["label"], tuple(value["at"]), tuple(value["accuracy"]), value["clean"], **passes)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"no curve of this version of soatfast ({type(error).__name__}: {error})") from error
+
     def plateau(self, tolerance: float = 0.01) -> float | None:
         """The smallest `at` from which on the accuracy falls by no more than `tolerance` to the end; None if only the
         last one is that.

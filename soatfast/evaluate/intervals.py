@@ -26,6 +26,15 @@ def interval(correct: int, samples: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def in_percent(share: tuple[float, float]) -> str:
+    """An interval of shares as tables show it.
+
+    >>> in_percent((0.8256, 0.9448))
+    '82.6 to 94.5'
+    """
+    return f"{100 * share[0]:.1f} to {100 * share[1]:.1f}"
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two models, or attacks, on the same samples.

@@ -93,6 +93,14 @@ class Scatter:
     spearman: float
 
 
+def scatter_json(found: Scatter, white: Passes, black: Passes) -> dict[str, Any]:
+    """Every figure of a scatter, with the margins of the samples and the passes of both attacks."""
+    said = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    said |= {"white": found.white.tolist(), "black": found.black.tolist()}
+    said["below"] = {f"{tolerance:g}": count for tolerance, count in found.below.items()}
+    return {**said, "passes": {"white": dataclasses.asdict(white), "black": dataclasses.asdict(black)}}
+
+
 def compare_margins(
     white: np.ndarray | Tensor, black: np.ndarray | Tensor, tolerances: Sequence[float] = TOLERANCES
 ) -> Scatter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 
 from soatfast.evaluate import records
 from soatfast.evaluate.checks import Check, lines_of, square_check
+from soatfast.evaluate.intervals import Paired, in_percent, interval, paired
 from soatfast.gradients.passes import Passes
 from soatfast.runs.errors import RunFolderError
 from soatfast.runs.table import Column, Table
 
 CLEAN = "clean"
+WORST = "worst case"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class AttackResult:
     """(N,) 1 where the example is the clean image, NaN where not measured (no torchmetrics, images under 11 x 11)."""
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval (Wilson's)."""
+        return interval(int(self.correct.sum()), len(self.correct))
+
+    @property
     def quality(self) -> tuple[float | None, float | None]:
         """(mean PSNR in dB, mean SSIM) over the perturbed images, those of a finite PSNR; None: of none measured."""
         perturbed = np.isfinite(self.psnr)
@@ -87,6 +95,30 @@ class SuiteResult:
     checks: tuple[Check, ...] = field(default=(), repr=False)
     """What each check of the model found (:class:`~soatfast.evaluate.checks.Check`)."""
 
+    @property
+    def withstood(self) -> np.ndarray:
+        """(N,) bool: nothing fooled the sample."""
+        return np.logical_and.reduce([result.correct for result in self.results.values()])
+
+    @property
+    def worst_case_interval(self) -> tuple[float, float]:
+        """The 95 % interval of ``worst_case`` (Wilson's)."""
+        return interval(int(self.withstood.sum()), len(self.label))
+
+    def paired(self, other: SuiteResult) -> dict[str, Paired]:
+        """This model against another one on the same samples: for each attack that both have, and the worst case.
+
+        ValueError unless both are of the same samples; see :func:`~soatfast.evaluate.intervals.paired`.
+        """
+        if not np.array_equal(self.label, other.label):
+            raise ValueError(
+                "two evaluations are compared on the same samples, got labels that differ, of "
+                f"{len(self.label)} and {len(other.label)} samples"
+            )
+        both = [name for name in self.results if name in other.results]
+        found = {name: paired(self[name].correct, other[name].correct) for name in both}
+        return {**found, WORST: paired(self.withstood, other.withstood)}
+
     def __getitem__(self, name: str) -> AttackResult:
         return self.results[name]
 
@@ -103,10 +135,28 @@ class SuiteResult:
         """Sample passes that were made, of those of the plain evaluation of every sample by every attack."""
         return _share(self.passes, self.saved)
 
+    def to_json(self) -> dict[str, Any]:
+        """The figures, without the records of the samples: accuracies and intervals are shares."""
+        figures = {
+            name: {
+                "accuracy": result.accuracy,
+                "interval": list(result.interval),
+                "attacked": int(result.attacked.sum()),
+                "passes": dataclasses.asdict(result.passes),
+                "saved": dataclasses.asdict(result.saved),
+                "seconds": result.seconds,
+            }
+            for name, result in self.results.items()
+        }
+        worst = {"accuracy": self.worst_case, "interval": list(self.worst_case_interval)}
+        checks = [dataclasses.asdict(check) for check in self.checks]
+        return {"samples": len(self.label), "attacks": figures, "worst_case": worst, "checks": checks}
+
     def table(self, title: str = "Evaluation") -> Table:
         columns = [
             Column("name", "attack"),
             Column("accuracy", "accuracy %"),
+            Column("interval", "95 % interval"),
             Column("attacked", "attacked", 0),
             Column("passes", "sample passes", 0),
             Column("share", "of plain", 1, " %"),
@@ -118,6 +168,7 @@ class SuiteResult:
             {
                 "name": result.name,
                 "accuracy": 100 * result.accuracy,
+                "interval": in_percent(result.interval),
                 "attacked": int(result.attacked.sum()),
                 "passes": _total(result.passes),
                 "share": 100 * result.share,
@@ -129,8 +180,9 @@ class SuiteResult:
         ]
         rows.append(
             {
-                "name": "worst case",
+                "name": WORST,
                 "accuracy": 100 * self.worst_case,
+                "interval": in_percent(self.worst_case_interval),
                 "passes": _total(self.passes),
                 "share": 100 * self.share,
                 "seconds": sum(result.seconds for result in self.results.values()),
@@ -139,7 +191,8 @@ class SuiteResult:
         mode = "survivors of the attacks above it" if self.options["worst_case"] else "samples right on clean input"
         note = (
             f"{len(self.label)} samples; each attack was run on the {mode}. Sample passes: forwards and backwards to "
-            "the input, counted; of plain: of what every attack costs on every sample to its end. "
+            "the input, counted; of plain: of what every attack costs on every sample to its end. 95 % interval: "
+            "Wilson's, for the samples' chance alone. "
         )
         note += (
             "PSNR, SSIM: means over the perturbed images."

@@ -9,6 +9,7 @@ from typing import Any
 from soatfast.attacks import Attack, catalogue
 from soatfast.attacks.task import Task
 from soatfast.evaluate.batch import Runnable
+from soatfast.gradients.engine import Name
 from soatfast.gradients.outputs import Forward, Output
 
 
@@ -22,12 +23,14 @@ def standard_attacks(
     seed: int = 0,
     output: Output = None,
     forward: Forward | None = None,
+    engine: Name = "eager",
 ) -> dict[str, Runnable]:
     """Name -> attack, for the ball of radius eps in the p-norm (1, 2 or math.inf); `steps` are those of PGD.
 
     classes: what the model tells apart; None: TL, TM and AutoAttack ask it, one forward each.
     simba_steps: at most the entries of a sample; None: 200, or the entries of a sample where they are fewer.
     seed: of AutoAttack's random numbers. output, forward: of all attacks but AutoAttack, which takes the evaluation's.
+    engine: likewise; SOAE and HAAT need float32, and refuse "bf16" and "fp16".
 
     SOAE makes at most as many passes as PGD-40, HAAT 42, SimBA at most 2 simba_steps + 1 forwards. HAAT is for
     p = inf, the SCORPIO paper's UL, TL, UM, TM and MI-FGSM for p = 2 or inf; so is AutoAttack, which needs torchattacks
@@ -48,7 +51,7 @@ def standard_attacks(
     }
     rows = [row for row in catalogue.ATTACKS if row.suite and p in row.norms]
     rows += [row for row in catalogue.ATTACKS if row.name == "autoattack" and autoattack]
-    read = {"output": output, "forward": forward}
+    read: dict[str, Any] = {"output": output, "forward": forward, "engine": engine}
     made: dict[str, Runnable] = {}
     for row in rows:
         attack = row.make(task)

@@ -1,5 +1,6 @@
 """What is noted while an attack runs: against a plain replay of its points; and what leaving the passes changes."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -163,7 +164,8 @@ def test_what_cannot_be_watched():
     x = torch.rand(2, 3)
     assert can_watch(PGD(), x) and can_watch(SOAE(mode="keep"), x)
     assert not can_watch(PGD(mode="train"), x), "its passes predict otherwise"
-    assert not can_watch(PGD(engine="bf16"), x)
+    assert not can_watch(PGD(engine="bf16"), x) and not can_watch(PGD(engine="fp16+compile"), x)
+    assert can_watch(PGD(engine="channels_last+compile"), x) and can_watch(PGD(mask=x[0] > 0), x)
     assert not can_watch(PGD(), x.half())
     assert not can_watch(SOAE(compact=True), x), "asks about parts of the batch"
     assert not can_watch(lambda model, x, y: x, x)
@@ -206,6 +208,25 @@ def test_the_model_and_random_numbers_are_left_alone():
     assert [p.requires_grad for p in net.parameters()] == [False, *[True] * 5]
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert not net._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [("pgd", "channels_last"), ("asod", "channels_last"), ("pgd", "channels_last+compile"), ("fe-true", "graph")],
+)
+def test_samples_leave_with_every_exact_engine(name, engine):
+    """The model is compiled behind the watch, with any number of rows; what "graph" would record runs eagerly."""
+    net = conv_net(channels=1, classes=4).eval()
+    x, y = batch(24, (1, 8, 8), dtype=torch.float32)
+    y = torch.where(torch.arange(24) % 4 == 0, y, net(x).argmax(1))
+    attack = dataclasses.replace(ATTACKS[name], eps=0.2)
+    plain = run(net, attack, x, y, True)
+    found = run(net, dataclasses.replace(attack, engine=engine), x, y, True)
+    for key in ("correct", "first", "forward", "backward"):
+        assert np.array_equal(found.records[key], plain.records[key]), key
+    assert found.passes == plain.passes and plain.records["first"].astype(bool).sum() > 0
+    assert found.passes.forward_samples < found.asked[0]
+    assert "forward" not in vars(net) and net[0].weight.is_contiguous()
 
 
 def test_a_batch_with_parts_is_refused():
