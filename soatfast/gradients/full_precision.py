@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,20 +64,44 @@ def _set_value(place: Any) -> str:
 def half_in(output: Tensor) -> torch.dtype | None:
     """The half precision in which part of the forward that made the output ran, or None; float16 before bfloat16.
 
-    It is read from the autograd graph, whoever lowered it: autocast outside, inside, or the model itself. What runs as
-    one node, a compiled or scripted model, is not seen into.
+    It is read from the autograd graph, whoever lowered it: autocast outside, inside, or the model itself. Of what runs
+    as one node, a compiled model, only what it has saved for its backward is seen; see :func:`unseen_in`.
     """
     seen = {metadata.dtype for node in _nodes(output) for metadata in node._input_metadata}
+    saved = (getattr(node, "saved_tensors", ()) for node in _nodes(output) if _is_one_node(node))
+    seen |= {t.dtype for tensors in saved for t in tensors if t is not None}
     return next((dtype for dtype in _HALF if dtype in seen), None)
 
 
-def check_pass(name: str, half: torch.dtype | None) -> None:
-    """Raise TypeError where a pass ran in half precision, in part or wholly."""
+def unseen_in(output: Tensor) -> bool:
+    """Whether a part of the forward that made the output is compiled or scripted into one node, and not seen into."""
+    return any(map(_is_one_node, _nodes(output)))
+
+
+def _is_one_node(node: torch.autograd.graph.Node) -> bool:
+    """Whether it is what torch.compile or TorchScript makes of several operations."""
+    return type(node).__name__.startswith(("CompiledFunction", "CppFunction"))
+
+
+@functools.cache
+def _warn_unseen(name: str) -> None:
+    """Once: it is the same for every batch."""
+    warnings.warn(
+        f"{name} takes differences of nearly equal passes, and part of the model's forward is compiled or scripted: "
+        "half precision inside it may not be seen. Make sure that it runs in float32, without autocast",
+        stacklevel=2,
+    )
+
+
+def check_pass(name: str, half: torch.dtype | None, output: Tensor) -> None:
+    """Raise TypeError where a pass ran in half precision, in part or wholly; warn once where that cannot be seen."""
     if half is not None:
         raise TypeError(
             f"{name} takes differences of nearly equal passes and needs float32 or float64, and part of the model's "
             f"forward runs in {half} (autocast outside or inside it?): give it the model without autocast"
         )
+    if unseen_in(output):
+        _warn_unseen(name)
 
 
 def recomputes(output: Tensor) -> bool:

@@ -172,7 +172,7 @@ class InputGradient:
         if not self._half_known and logits.requires_grad:
             self._half, self._half_known = full_precision.half_in(logits), True
             if self._full_precision is not None:
-                full_precision.check_pass(self._full_precision, self._half)
+                full_precision.check_pass(self._full_precision, self._half, logits)
         self.logits = logits.detach()
         return logits
 

@@ -89,7 +89,7 @@ class Regularised(Loss):
 
     def _check_pass(self, losses: Tensor) -> None:
         if self._differences:
-            check_pass(type(self).__name__, half_in(losses))
+            check_pass(type(self).__name__, half_in(losses), losses)
 
     @property
     def _differences(self) -> bool:

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import functools
+import warnings
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from soatfast.attacks import HAAT, PGD, SOAE
-from soatfast.gradients import InputGradient, count_passes
+from soatfast.gradients import InputGradient, count_passes, full_precision
 from soatfast.gradients.engine import is_compiled
 from soatfast.gradients.full_precision import without_tf32
 from soatfast.losses import CURE, LLR, SCORPIO, SOAR, TRADES, AdversarialTraining, InputGradientPenalty
@@ -248,3 +250,49 @@ def test_torch_compile_around_an_attack_or_a_loss_breaks_the_graph_and_keeps_the
     found = torch._dynamo.explain(lambda *given: run(*given))(model, x, y)
     assert 1 <= found.graph_break_count <= most
     assert F.cross_entropy(model(x), y).requires_grad
+
+
+class HalfInside(nn.Module):
+    """Autocast inside the forward; with `on` False a float32 model."""
+
+    def __init__(self, on: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.on = nn.Linear(16, 20), nn.Linear(20, 4), on
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.on):
+            z = self.last(torch.relu(self.first(x.flatten(1))))
+        return z.to(torch.float32)
+
+
+class ScriptedHalf(HalfInside):
+    """TorchScript takes constants only."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = self.last(torch.relu(self.first(x.flatten(1))))
+        return z.to(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_half_precision_in_a_compiled_or_scripted_forward_is_refused_or_said():
+    """A compiled model by what it saves, a scripted one by its nodes; where nothing is seen, once a warning."""
+    x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 3])
+    attack = SOAE(steps=1, max_dim=2)
+    compiled = functools.partial(torch.compile, backend="aot_eager")
+    for model in (compiled(HalfInside(True)), torch.jit.script(ScriptedHalf(True))):
+        for _ in range(3):  # TorchScript fuses after its first calls
+            with pytest.raises(TypeError, match=r"part of the model's forward runs in torch\.bfloat16"):
+                attack(model, x, y)
+    full_precision._warn_unseen.cache_clear()
+    model = compiled(HalfInside(False))
+    with pytest.warns(UserWarning, match="SOAE .*takes differences .* compiled or scripted: half precision") as seen:
+        attack(model, x, y)
+        attack(model, x, y)
+    assert len([w for w in seen if "compiled or scripted" in str(w.message)]) == 1
+    full_precision._warn_unseen.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(HalfInside(False), x, y)
+        PGD(steps=1)(model, x, y)  # takes no differences
