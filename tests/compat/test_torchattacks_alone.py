@@ -13,8 +13,7 @@ from soatfast.attacks import PGD as FastPGD
 from soatfast.gradients import count_passes
 from tests.nets import batch, conv_net, relu_net
 
-NAMES = [name for name in compat.__all__ if name not in ("Attack", "MultiAttack")]
-TARGETED = [name for name in NAMES if name not in ("GN", "TPGD", "VANILA")]
+NAMES = [name for name in compat.__all__ if name not in compat.__wrapper__]
 MEAN, STD = [0.5, 0.4, 0.6], [0.2, 0.3, 0.25]
 
 
@@ -30,7 +29,12 @@ def test_attacks_are_this_packages():
 
 
 @pytest.mark.parametrize(
-    ("name", "forwards", "backwards"), [("PGD", 10, 10), ("FGSM", 1, 1), ("TPGD", 11, 10), ("GN", 0, 0)]
+    ("name", "forwards", "backwards"),
+    [
+        *(("PGD", 10, 10), ("FGSM", 1, 1), ("TPGD", 11, 10), ("GN", 0, 0), ("UPGD", 10, 10), ("PGDRS", 10, 10)),
+        *(("PGDRSL2", 10, 10), ("DIFGSM", 10, 10), ("TIFGSM", 10, 10), ("NIFGSM", 10, 10), ("SINIFGSM", 50, 50)),
+        *(("VMIFGSM", 55, 55), ("VNIFGSM", 55, 55), ("Jitter", 10, 10), ("PIFGSM", 10, 10), ("PIFGSMPP", 10, 10)),
+    ],
 )
 def test_passes(name, forwards, backwards):
     model, (x, y) = conv_net(), images_and_labels()
@@ -101,7 +105,7 @@ def test_inside_ball_and_box_under_no_grad_and_inference_mode(name):
         assert x_adv.min() >= 0 and x_adv.max() <= 1
         if hasattr(attack, "eps"):
             delta = (x_adv - x).flatten(1)
-            size = delta.norm(dim=1) if name == "PGDL2" else delta.abs().amax(1)
+            size = delta.norm(dim=1) if name in ("PGDL2", "PGDRSL2") else delta.abs().amax(1)
             assert (size <= attack.eps * (1 + 1e-5) + 1e-7).all()
 
 
@@ -169,9 +173,11 @@ def test_a_subclass_of_the_base_class():
 
 def test_what_is_missing_says_what_there_is():
     with pytest.raises(
-        AttributeError, match=r"has no CW; it has BIM, EOTPGD, .*Attack, MultiAttack\. Take CW from torchattacks"
+        AttributeError, match=r"has no CW; it has BIM, .*MultiAttack\. Take CW from torchattacks itself"
     ):
         _ = compat.CW
+    with pytest.raises(AttributeError, match=r"has no PDG; it has BIM, .*MultiAttack$"):
+        _ = compat.PDG
     assert not hasattr(compat, "AutoAttack") and compat.__version__ == "3.5.1"
 
 
@@ -197,6 +203,27 @@ def test_bad_input():
         compat.PGD(lambda z: z)
     with pytest.raises(ValueError, match=r"eps must be finite and >= 0, got -0\.1"):
         compat.FGSM(model, eps=-0.1)(x, y)
+    for name, fields, message in (
+        ("UPGD", {"loss": "cw"}, 'loss must be "ce", "dlr", "margin" or a callable, got \'cw\''),
+        ("PGDRS", {"noise_type": "laplace"}, r'noise_type must be "guassian" \(sic\) or "uniform", got \'laplace\''),
+        ("PGDRSL2", {"noise_sd": -1.0}, "sigma must be finite and >= 0, got -1.0"),
+        ("DIFGSM", {"resize_rate": 1.0}, "rate must not be 1"),
+        ("DIFGSM", {"resize_rate": 1.05}, "an image of width 8 has no other size at rate 1.05"),
+        ("TIFGSM", {"diversity_prob": 2.0}, r"prob must be a number in \[0, 1\], got 2.0"),
+        ("NIFGSM", {"decay": float("nan")}, "decay must be finite and >= 0, got nan"),
+        ("SINIFGSM", {"m": 0}, "scales must be at least 1, got 0"),
+        ("VMIFGSM", {"N": -1}, "neighbours must be at least 0, got -1"),
+        ("Jitter", {"scale": 0}, "scale must be finite and > 0, got 0"),
+        ("PIFGSM", {"num_iter_set": 0}, "steps must be at least 1, got 0"),
+        ("PIFGSMPP", {"project_factor": -1}, "project_factor must be finite and >= 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(compat, name)(model, **fields)(x, y)
+    with pytest.raises(ValueError, match='kernel_name must be "gaussian", "linear" or "uniform", got \'box\''):
+        compat.TIFGSM(model, kernel_name="box")
+    two = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    with pytest.raises(ValueError, match='loss "dlr" needs 3 classes here, got 2'):
+        compat.UPGD(two, loss="dlr")(x, y % 2)
     with pytest.raises(ValueError, match="one number a channel"):
         attack.set_normalization_used([0.5, 0.5], [0.2])
     with pytest.raises(ValueError, match="call set_normalization_used"):

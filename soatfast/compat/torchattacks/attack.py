@@ -21,16 +21,33 @@ Labels = Tensor | None
 
 
 def _inner_too(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A setter that also reaches the attacks an attack is made of."""
+    """A setter that also reaches the attacks an attack is made of, those of other libraries that have it included."""
 
     @functools.wraps(method)
     def setter(self: Attack, *args: Any, **kwargs: Any) -> Any:
         result = method(self, *args, **kwargs)
-        for inner in self._inner():
+        for inner in _attacks_in(vars(self), method.__name__, {id(self)}):
             getattr(inner, method.__name__)(*args, **kwargs)
         return result
 
     return setter
+
+
+def _attacks_in(value: Any, setter: str, seen: set[int]) -> Iterator[Any]:
+    """The attacks in a value that have this setter: itself, or those in its dicts, lists, tuples and sets, each once.
+
+    An attack is an object that can be called, and no module or class.
+    """
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from _attacks_in(item, setter, seen)
+    elif callable(value) and not isinstance(value, (nn.Module, type)) and callable(getattr(value, setter, None)):
+        yield value
 
 
 class Attack(Files):
@@ -86,12 +103,16 @@ class Attack(Files):
             if applied:
                 self._set_normalization_applied(True)
 
-    def _inner(self) -> Iterator[Attack]:
-        for value in list(vars(self).values()):
-            values = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-            )
-            yield from (item for item in values if isinstance(item, Attack))
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An attack that comes when normalisation is set already, as one made in ``forward``, is told of it."""
+        super().__setattr__(name, value)
+        used = vars(self).get("normalization_used")
+        if used is None or name == "normalization_used":
+            return
+        for inner in _attacks_in(value, "set_normalization_used", {id(self)}):
+            if getattr(inner, "normalization_used", None) is None:
+                inner.set_normalization_used(used["mean"].flatten().tolist(), used["std"].flatten().tolist())
+                inner._set_normalization_applied(self._normalization_applied)
 
     # ------------------------------------------------------------------------------------------ model and its state
 

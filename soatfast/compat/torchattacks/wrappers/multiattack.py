@@ -15,11 +15,11 @@ class MultiAttack(Attack):
     """Each image as the first attack leaves it that fools the model, else as it was.
 
     Args:
-        attacks: two or more, of one model.
+        attacks: two or more, of one model; of this package, of torchattacks, or others that are called alike.
         verbose: print the share of images fooled after each attack.
     """
 
-    def __init__(self, attacks: Sequence[Attack], verbose: bool = False):
+    def __init__(self, attacks: Sequence[Any], verbose: bool = False):
         if len(attacks) < 2:
             raise ValueError("More than two attacks should be given.")
         if len({id(attack.model) for attack in attacks}) != 1:

@@ -1,0 +1,1 @@
+"""torchattacks' attacks, each by the path that torchattacks has it at."""

@@ -1,0 +1,1 @@
+"""Attacks made of attacks, by the paths that torchattacks has them at."""
