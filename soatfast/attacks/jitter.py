@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from soatfast.attacks.base import Model
@@ -99,7 +98,8 @@ class _Gradient(InputGradient):
     def _distance(self, logits: Tensor, y: Tensor) -> Tensor:
         size = torch.linalg.vector_norm(logits, math.inf, dim=1, keepdim=True)
         q = (self.attack.scale * logits / size.clamp_min(torch.finfo(logits.dtype).tiny)).softmax(1) + self.noise
-        return (q - F.one_hot(y.long(), logits.shape[1])).square().mean(1)
+        label = torch.zeros_like(logits).scatter(1, y.long().unsqueeze(1), 1.0)  # one_hot reads the device
+        return (q - label).square().mean(1)
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         return self(x, y)[1]

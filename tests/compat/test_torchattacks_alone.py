@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import soatfast.compat.torchattacks as compat
@@ -312,3 +313,29 @@ def test_other_dtypes_stay_inside_the_ball(dtype):
     for name in ("PGD", "MIFGSM", "FGSM"):
         x_adv = getattr(compat, name)(model, eps=0.1)(x, y)
         assert x_adv.dtype == dtype and (x_adv.double() - x.double()).abs().max() <= 0.1 + 1e-9
+
+
+class HostReads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+ITERATED = [name for name in NAMES if name not in ("VANILA", "GN", "FGSM", "FFGSM")]
+
+
+@pytest.mark.parametrize("name", ITERATED)
+def test_no_step_reads_a_number_from_the_device(name):
+    """DIFGSM and TIFGSM draw the size and the place of an image on the CPU: four numbers a step."""
+    model, (x, y) = conv_net(), images_and_labels()
+    field = "num_iter_set" if name.startswith("PIFGSM") else "steps"
+    reads = []
+    for steps in (2, 6):
+        with HostReads() as counted:
+            getattr(compat, name)(model, **{field: steps})(x, y)
+        reads.append(counted.count)
+    assert reads[1] - reads[0] == (4 * 4 if name in ("DIFGSM", "TIFGSM") else 0)
