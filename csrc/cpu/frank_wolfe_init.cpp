@@ -8,7 +8,7 @@ namespace {
 std::tuple<Tensor, Tensor> frank_wolfe_init(
     const Tensor& g0_in, const Tensor& x_in, double p, double eps, std::optional<Tensor> eps_tensor, int64_t init,
     double h, bool central, double lower, double upper) {
-  check_order(p, true);
+  check_order(p, std::isinf(lower) && std::isinf(upper));
   STD_TORCH_CHECK(0 <= init && init <= 2, "init: expected 0, 1 or 2, got ", init);
   const Tensor g0 = dense_rows(g0_in, "g0");
   const int64_t rows = g0.size(0), size = g0.size(1);

@@ -9,7 +9,7 @@ std::tuple<Tensor, Tensor, Tensor> frank_wolfe_step(
     const Tensor& g0_in, const Tensor& g1_in, const Tensor& v_in, const Tensor& x_in, double p, double eps,
     std::optional<Tensor> eps_tensor, double gamma, double h, bool central, bool last, double lower, double upper,
     bool in_box) {
-  check_order(p, true);
+  check_order(p, !in_box);
   const Tensor g0 = dense_rows(g0_in, "g0");
   const int64_t rows = g0.size(0), size = g0.size(1);
   const Tensor g1 = dense_rows(g1_in, g0, central ? 2 * rows : rows, "g1");

@@ -7,7 +7,7 @@ namespace {
 Tensor replay_step(
     const Tensor& memory, std::optional<Tensor> scale, const Tensor& index_in, const Tensor& g_in, const Tensor& x_in,
     double p, double eps, std::optional<Tensor> eps_tensor, double gamma, double lower, double upper, bool in_box) {
-  check_order(p, true);
+  check_order(p, !in_box);
   const Tensor x = dense_rows(x_in, "x");
   const Tensor g = dense_rows(g_in, x, x.size(0), "g");
   const Tensor index = dense(index_in);

@@ -17,6 +17,8 @@ struct Lmo {
   const void* g;  // [B, D]
   double p;
   PerSample eps;
+  const void* x;  // [B, D], null for the ball alone
+  double lower, upper;
   void* s;  // [B, D]
 };
 

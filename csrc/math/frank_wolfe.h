@@ -1,15 +1,16 @@
 // Start and step of the quadratic Frank-Wolfe attack for one sample.
 #pragma once
 
-#include "lmo.h"
+#include "box_lmo.h"
 
 namespace soatfast {
 inline namespace SOATFAST_ISA {
 
 enum class Init { kScaled = 0, kLmo = 1, kRaw = 2 };
 
-// v (D,) = the start made from g0 (D,), with x + v in the box (infinite: anywhere); probe (D,) = x + h v, and minus (D,) = x - h v unless null.
-template <Order P, bool Central, typename S, typename Team>
+// v (D,) = the start made from g0 (D,), with x + v in the box (infinite: anywhere); probe (D,) = x + h v, and
+// minus (D,) = x - h v if Central. Boxed: kLmo is the maximiser over ball and box.
+template <Order P, bool Boxed, bool Central, typename S, typename Team>
 SOATFAST_HD void frank_wolfe_init_row(
     const Team& team, int64_t n, const S* g0, const S* x, double p, accumulate_t<S> eps, Init init, accumulate_t<S> h,
     accumulate_t<S> lower, accumulate_t<S> upper, S* v, S* probe, S* minus, accumulate_t<S>* scratch) {
@@ -24,7 +25,8 @@ SOATFAST_HD void frank_wolfe_init_row(
   if (init == Init::kRaw) {
     team.each(n, [=](int64_t i) SOATFAST_BODY { write(i, value(i)); });
   } else if (init == Init::kLmo) {
-    const Oracle<P, T> oracle = make_oracle<P, T>(team, n, value, p, eps, scratch);
+    const auto origin = [=](int64_t i) SOATFAST_BODY { return load(x[i]); };
+    const auto oracle = oracle_of<P, Boxed, T>(team, n, value, origin, p, eps, lower, upper, scratch);
     team.each(n, [=](int64_t i) SOATFAST_BODY { write(i, oracle(i, value(i))); });
   } else {
     const auto size = [=](int64_t i) SOATFAST_BODY { return magnitude(value(i)); };
@@ -59,8 +61,8 @@ struct FrankWolfeStep {
 };
 
 // Returns the gap <G, s - v>. The operations on an entry are the reference's, in its order (compiled without
-// contraction), so that a sign or an arg max falls as it does there.
-template <Order P, bool Central, typename S, typename Team>
+// contraction), so that a sign or an arg max falls as it does there. Boxed: p is 1 or 2, and s of ball and box.
+template <Order P, bool Boxed, bool Central, typename S, typename Team>
 SOATFAST_HD accumulate_t<S> frank_wolfe_step_row(
     const Team& team, int64_t n, const FrankWolfeRow<S> row, const FrankWolfeStep<accumulate_t<S>> step,
     accumulate_t<S> eps) {
@@ -73,7 +75,9 @@ SOATFAST_HD accumulate_t<S> frank_wolfe_step_row(
       return finite(base + (ahead - base) / step.h);
     }
   };
-  const Oracle<P, T> oracle = make_oracle<P, T>(team, n, gradient, step.p, eps, row.scratch);
+  const auto origin_of = [=](int64_t i) SOATFAST_BODY { return load(row.x[i]); };
+  const auto oracle = oracle_of<P, Boxed, T>(
+      team, n, gradient, origin_of, step.p, eps, step.box_lower, step.box_upper, row.scratch);
   const auto advance = [=](int64_t i, T g) SOATFAST_BODY {
     const T old = load(row.v[i]), origin = load(row.x[i]);
     const T direction = clamp(oracle(i, g), step.box_lower - origin, step.box_upper - origin) - old;

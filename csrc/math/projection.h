@@ -89,6 +89,67 @@ SOATFAST_HD T threshold(const Team& team, int64_t n, const T* delta, X x, T eps,
   });
 }
 
+// tau of a far move as base + middle + rest. tau itself is as large as the move, and its rounding would be larger than
+// eps; the differences |delta_i| - base of the entries that move are exact. Each round finds what is missing from those
+// and adds it to the base, until the base holds all of tau that a double can; one more finds what the middle lacks.
+struct Split {
+  double base, middle, rest;
+
+  template <typename T>
+  SOATFAST_HD double left(T delta) const {
+    return static_cast<double>(magnitude(delta)) - base - middle - rest;
+  }
+};
+
+// The rest, within +-reach, for which sum_i min(max(|delta_i| - base - middle - rest, 0), room_i) = eps.
+template <bool Exact, typename T, typename Team, typename X>
+SOATFAST_HD double split_rest(
+    const Team& team, int64_t n, const T* delta, X x, T eps, Box<T> box, Split split, double reach) {
+  const double target = static_cast<double>(eps);
+  double low = -reach, high = reach;
+  for (int k = 0; k < 200; ++k) {
+    const auto room = [=](int64_t i) SOATFAST_BODY {
+      return Exact ? static_cast<double>(box.room(delta[i], x(i))) : HUGE_VAL;
+    };
+    const double moving = team.sum(n, [=](int64_t i) SOATFAST_BODY {
+      const double left = split.left(delta[i]), most = room(i);
+      return left > 0 ? (left < most ? left : most) : 0.0;
+    });
+    const double count = team.sum(n, [=](int64_t i) SOATFAST_BODY {
+      const double left = split.left(delta[i]);
+      return (left > 0) & (left < room(i)) ? 1.0 : 0.0;
+    });
+    if (moving > target) {
+      low = split.rest;
+    } else {
+      high = split.rest;
+    }
+    double next = count > 0 ? split.rest + (moving - target) / count : HUGE_VAL;
+    const bool outside = !(next >= low && next <= high);
+    if (outside || (k > 16 && k % 2 == 1)) next = low + (high - low) / 2;
+    const double step = next > split.rest ? next - split.rest : split.rest - next;
+    split.rest = next;
+    if (step <= target * Real<T>::kEpsilon / 8) break;
+  }
+  return split.rest;
+}
+
+template <bool Exact, typename T, typename Team, typename X>
+SOATFAST_HD Split split_threshold(const Team& team, int64_t n, const T* delta, X x, T eps, Box<T> box, T tau) {
+  const double reach = 1e-3 * static_cast<double>(tau) + static_cast<double>(eps);
+  Split split{static_cast<double>(tau), 0, 0};
+  for (int round = 0; round < 8; ++round) {
+    const double rest = split_rest<Exact>(team, n, delta, x, eps, box, split, reach), sum = split.base + rest;
+    if (sum == split.base) {
+      split.middle = rest;
+      break;
+    }
+    split.base = sum;
+  }
+  split.rest = split_rest<Exact>(team, n, delta, x, eps, box, split, reach);
+  return split;
+}
+
 // out (D,) = x + the projection of delta(i), clamped to the box; x(i) loads the centre, delta_row (D,) is scratch.
 template <Order P, bool Exact, typename S, typename Team, typename D, typename X>
 SOATFAST_HD void project_row(
@@ -109,6 +170,16 @@ SOATFAST_HD void project_row(
   } else {
     team.each(n, [=](int64_t i) SOATFAST_BODY { delta_row[i] = delta(i); });
     const T tau = threshold<Exact>(team, n, delta_row, x, eps, box);
+    if (tau > eps && eps > T(0)) {
+      const Split split = split_threshold<Exact>(team, n, delta_row, x, eps, box, tau);
+      team.each(n, [=](int64_t i) SOATFAST_BODY {
+        const T d = delta_row[i];
+        const double left = split.left(d);
+        const T moved = left > 0 ? with_sign(static_cast<T>(left), d) : T(0) * d;  // NaN stays NaN
+        out[i] = store<S>(clamp(x(i) + moved, box.lower, box.upper));
+      });
+      return;
+    }
     team.each(n, [=](int64_t i) SOATFAST_BODY {
       const T d = delta_row[i], rest = magnitude(d) - tau;
       const T moved = rest > T(0) ? with_sign(rest, d) : T(0) * d;  // NaN stays NaN

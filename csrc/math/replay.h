@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "lmo.h"
+#include "box_lmo.h"
 
 namespace soatfast {
 inline namespace SOATFAST_ISA {
@@ -67,8 +67,8 @@ struct ReplayStep {
   S box_lower, box_upper;  // of x + s, infinite where s only has to lie in the ball
 };
 
-// One pass for p = inf. The operations on an entry are the reference's, in its order.
-template <Order P, typename S, typename M, typename Team>
+// One pass for p = inf; Boxed: p is 1 or 2, and s of ball and box. The operations on an entry are the reference's, in its order.
+template <Order P, bool Boxed, typename S, typename M, typename Team>
 SOATFAST_HD void replay_step_row(
     const Team& team, int64_t n, const ReplayRow<S, M> row, const ReplayStep<S> step, S eps) {
   constexpr bool kByTop = std::is_same_v<M, int8_t> && P != Order::kInf;
@@ -78,7 +78,9 @@ SOATFAST_HD void replay_step_row(
   const auto gradient = [=](int64_t i) SOATFAST_BODY {
     return P == Order::kInf ? row.g[i] : finite(row.g[i]);  // a sign needs no finite number: NaN has none
   };
-  const Oracle<P, S> oracle = make_oracle<P, S>(team, n, gradient, step.p, eps, row.scratch);
+  const auto origin_of = [=](int64_t i) SOATFAST_BODY { return row.x[i]; };
+  const auto oracle = oracle_of<P, Boxed, S>(
+      team, n, gradient, origin_of, step.p, eps, step.box_lower, step.box_upper, row.scratch);
   const auto advance = [=](int64_t i) SOATFAST_BODY {  // writes x_adv, gives u'
     const S origin = row.x[i], down = step.lower - origin, up = step.upper - origin;
     const S v = clamp(eps * remembered<S>(row.memory[i], old_scale), down, up);
@@ -88,7 +90,7 @@ SOATFAST_HD void replay_step_row(
     return within(S(1), fresh * inverse);
   };
   if constexpr (kByTop) {
-    // u' takes the place of the oracle's power of the same entry, which is not read again.
+    // u' takes the place of the oracle's number of the same entry, which is not read again.
     const float top = static_cast<float>(team.max(n, [=](int64_t i) SOATFAST_BODY {
       const S u = advance(i);
       row.scratch[i] = u;

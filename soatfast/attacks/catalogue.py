@@ -226,7 +226,6 @@ ATTACKS: tuple[AttackRow, ...] = (
         "quadratic, ball and box",
         lambda t: FrankWolfe(eps=t.eps, p=t.p, steps=3, in_box=True, init="lmo", h=1.0),
         Facts("none; after arXiv 2009.04923", _WOLFE, _FW, {"N": 3}),
-        norms=(math.inf,),
     ),
     AttackRow(
         "soae-gn",

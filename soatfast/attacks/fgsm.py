@@ -13,6 +13,7 @@ from soatfast.attacks.base import Attack, check_step_size
 from soatfast.attacks.pgd import PGD
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
+from soatfast.ops.arguments import norm_order
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,7 +22,9 @@ class FGSM(Attack):
 
         x_adv = clamp(x + lmo_p(g; eps))
 
-    For p = inf that is x + eps sgn(g); for p = 2 x + eps g/||g||_2; for p = 1 all of eps on one entry.
+    For p = inf that is x + eps sgn(g). For p = 1 and 2 the maximiser is that of ball and box (:func:`soatfast.ops.lmo`
+    at x): for p = 2 the multiple of g, clipped to the box, that has norm eps; for p = 1 the entries of largest |g| are
+    moved to the box's edge until eps is spent. For another p it is the ball's, clamped.
 
     With ``random_start`` it is FGSM-RS (Wong et al., ICLR 2020, Algorithm 3), one step of PGD from a random point z:
 
@@ -67,7 +70,11 @@ class FGSM(Attack):
             return replace(one, generator=self.generator)._perturb(oracle, x, y, None)
         if g0 is None:
             g0 = oracle.gradient(x, y)
-        return (x + ops.lmo(g0, self.p, self.eps)).clamp_(*self.bounds)  # type: ignore[arg-type]
+        if norm_order(self.p) in (1, 2):
+            s = ops.lmo(g0, self.p, self.eps, x=x, bounds=self.bounds)
+        else:
+            s = ops.lmo(g0, self.p, self.eps)
+        return (x + s).clamp_(*self.bounds)  # type: ignore[arg-type]
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=1, backward_input=1)

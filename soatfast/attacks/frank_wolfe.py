@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,16 @@ from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.memory.visit import Visit
 from soatfast.ops import Init
-from soatfast.ops.arguments import check_between, check_number, check_steps
+from soatfast.ops.arguments import (
+    as_column,
+    boxed_order,
+    check_between,
+    check_flag,
+    check_number,
+    check_steps,
+    norm_order,
+    to_multiply,
+)
 from soatfast.solvers.hessian import Scheme
 
 _PAPER_H = 1.05
@@ -44,8 +52,10 @@ class FrankWolfe(Attack):
         h: finite-difference step in units of v; the paper tunes it in 0.5..1.5. None: 1.05, its CIFAR-10 setting. An
             engine with "bf16" or "fp16" needs h >= 0.1: the rounding of its gradients is divided by h.
         gamma: step size in [0, 1], constant. None: 2/(k+2).
-        in_box: maximise over the intersection of ball and box, where the result has to lie anyway (p = inf only):
-            s_k = clip(eps sgn(G_k), lower - x, upper - x). Worth it where many inputs lie at a bound (digits).
+        in_box: maximise over the intersection of ball and box, where the result has to lie anyway (p = 1, 2 or inf):
+            s_k = lmo_p(G_k; eps) at x (:func:`soatfast.ops.lmo`), for p = inf clip(eps sgn(G_k), lower - x, upper - x).
+            None: True for p = 1 and 2, where clamping the ball's s_k loses much of eps (p = 1 has it on one entry);
+            False else, as the paper. Worth it for p = inf where many inputs lie at a bound (digits).
         tol: > 0, in units of the loss: a sample whose Frank-Wolfe gap <G_k, s_k - v_k> is below it takes no further
             step, and leaves the passes; ``steps`` is then the most. None: all take ``steps``. Costs one host read a
             step, and gradients of a part of the batch, so neither mode "train" nor the engine "graph" takes it; "fe"
@@ -53,7 +63,8 @@ class FrankWolfe(Attack):
         early_stop, stop_after: as of :class:`~soatfast.attacks.PGD`: a sample is done once the model is fooled. The
             steps are then Frank-Wolfe on the loss at points of ball and box, as with a memory: "fe" with h = 1 (None
             means it), the pass at clamp(x + v). So init is not "raw".
-        init: "scaled" (the paper's text), "lmo", or "raw" (v_0 = g0, the paper's Algorithm 1; not feasible).
+        init: "scaled" (the paper's text), "lmo", or "raw" (v_0 = g0, the paper's Algorithm 1; not feasible: where
+            gamma < 1 keeps a part of it, the last v is shortened to norm eps).
 
     With a memory (``AdversarialTraining(attack, memory=memory)``) a sample's v starts where its last visit left it, and
     each step is Frank-Wolfe on the loss itself: v <- (1 - gamma) v + gamma lmo_p(g(x + v); eps), kept in the box. No
@@ -78,7 +89,7 @@ class FrankWolfe(Attack):
     h: float | None = None
     gamma: float | None = None
     init: Init = "scaled"
-    in_box: bool = False
+    in_box: bool | None = None
     tol: float | None = None
     early_stop: bool = False
     stop_after: int = 0
@@ -93,8 +104,9 @@ class FrankWolfe(Attack):
             raise ValueError(f'scheme must be "fe", "cd" or "exact", got {self.scheme!r}')
         if self.init not in ("scaled", "lmo", "raw"):
             raise ValueError(f'init must be "scaled", "lmo" or "raw", got {self.init!r}')
-        if self.in_box and self.p != math.inf:
-            raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {self.p!r}")
+        if self.in_box is not None:
+            check_flag(self.in_box, "in_box")
+        boxed_order(self.p, bool(self.in_box))
         if self.h is not None:
             check_number(self.h, "h", expected="a number or None")
         if self.gamma is not None:
@@ -147,7 +159,7 @@ class FrankWolfe(Attack):
             h=h,
             central=central,
             bounds=self.bounds,
-            in_box=self.in_box,
+            in_box=self._boxed,
         )
         if self.tol is not None:
             return self._until(self.tol, oracle, x, y, g0, v, probe, h)
@@ -156,7 +168,24 @@ class FrankWolfe(Attack):
             last = k == self.steps - 1
             v, probe, _ = self._step(k, g0, g1, v, x, self.eps, h=h, central=central, last=last)
             del g1  # or it would lie there during the next pass, where the memory peaks
-        return probe
+        return self._shortened(v, x) if self._keeps_raw else probe
+
+    @property
+    def _boxed(self) -> bool:
+        """Whether the maximiser is that of ball and box."""
+        return norm_order(self.p) in (1, 2) if self.in_box is None else self.in_box
+
+    @property
+    def _keeps_raw(self) -> bool:
+        """Whether a part of v_0 = g0, of any length, is left in the last v: a step of gamma = 1 forgets it."""
+        return self.init == "raw" and self.gamma is not None and self.gamma < 1
+
+    def _shortened(self, v: Tensor, x: Tensor) -> Tensor:
+        """x + v, with v clamped to the box and then shortened to norm eps where it is longer."""
+        v = (x + v).clamp(*self.bounds) - x  # type: ignore[arg-type]
+        eps = to_multiply(self.eps, "eps", x)
+        share = eps / as_column(ops.lp_norm(v, self.p).to(x.dtype), x)
+        return (x + v * share.nan_to_num(nan=1.0).clamp_max(1)).clamp(*self.bounds)  # type: ignore[arg-type]
 
     def _step(
         self, k: int, g0: Tensor, g1: Tensor, v: Tensor, x: Tensor, eps: float | Tensor, **how: Any
@@ -164,7 +193,7 @@ class FrankWolfe(Attack):
         """Step k: (v', probe, gap)."""
         gamma = 2 / (k + 2) if self.gamma is None else self.gamma
         return ops.frank_wolfe_step(
-            g0, g1, v, x, self.p, eps, gamma=gamma, bounds=self.bounds, in_box=self.in_box, **how
+            g0, g1, v, x, self.p, eps, gamma=gamma, bounds=self.bounds, in_box=self._boxed, **how
         )
 
     def _until(
@@ -183,7 +212,7 @@ class FrankWolfe(Attack):
 
     def _until_fooled(self, oracle: InputGradient, x: Tensor, y: Tensor) -> Tensor:
         stop = EarlyStop(self, oracle, x, y)
-        how = {"init": self.init, "h": 1.0, "bounds": self.bounds, "in_box": self.in_box}
+        how = {"init": self.init, "h": 1.0, "bounds": self.bounds, "in_box": self._boxed}
         first, _ = ops.frank_wolfe_init(stop.gradient(x), x, self.p, self.eps, **how)  # type: ignore[arg-type]
         v = stop.moved(torch.zeros_like(x), first)
         x_adv = stop.moved(x, self._placed_at(x, v))
@@ -199,6 +228,8 @@ class FrankWolfe(Attack):
         return x_adv
 
     def _placed_at(self, x: Tensor, v: Tensor) -> Tensor:
+        if self._keeps_raw:
+            return self._shortened(v, x)
         return (x + v).clamp(*self.bounds)  # type: ignore[arg-type]
 
     def _replay(self, oracle: InputGradient, x: Tensor, y: Tensor, visit: Visit) -> Tensor:
@@ -206,7 +237,7 @@ class FrankWolfe(Attack):
         x_adv = visit.start(x, self.eps, self.bounds)
         for _ in range(self.steps):
             g = oracle.gradient(x_adv, y)
-            x_adv = visit.step(g, x, self.p, self.eps, gamma, self.bounds, self.in_box)
+            x_adv = visit.step(g, x, self.p, self.eps, gamma, self.bounds, self._boxed)
         return x_adv
 
     def passes(self, batch: int = 1) -> Passes:

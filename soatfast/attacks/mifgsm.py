@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -24,9 +25,10 @@ class MIFGSM(Attack):
 
         m_{k+1} = decay m_k + g_k / mean|g_k|;   x_{k+1} = project(x_k + step_size step_p(m_{k+1}))
 
-    step_inf(m) = sgn(m), step_2(m) = m/||m||_2; projection on the ball, then on the box. A gradient that is zero or not
-    finite adds nothing: the momentum alone makes that step. The paper divides by ||g||_1, which makes the same steps;
-    the mean is that of its authors' code, and decides how far the look-ahead is. g_k is the gradient at x_k, or:
+    step_inf(m) = sgn(m). For p = 2 the step is the maximiser over ball and box (:func:`soatfast.ops.lmo` at x_k), which
+    is step_size m/||m||_2 where the box is far; projection on ball and box. A gradient that is zero or not finite adds
+    nothing: the momentum alone makes that step. The paper divides by ||g||_1, which makes the same steps; the mean is
+    that of its authors' code, and decides how far the look-ahead is. g_k is the gradient at x_k, or:
 
         NI-FGSM (Lin et al. 2020, equation 6):  ``nesterov``,  g at x_k + step_size decay m_k
         SI-NI-FGSM (there, equation 8):  ``scales``,  the mean over i < scales of g at x_k / 2^i
@@ -107,7 +109,7 @@ class MIFGSM(Attack):
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         alpha = self.eps / self.steps if self.step_size is None else self.step_size
         ahead = to_multiply(alpha, "eps" if self.step_size is None else "step_size", x) if self.nesterov else 0.0
-        step = ops.pgd_stepper(x, self.p, self.eps, alpha, bounds=self.bounds)
+        step = self._stepper(x, alpha)
         x_adv, momentum, variance = self._start(x), torch.zeros_like(x), None
         stop = EarlyStop(self, oracle, x, y) if self.early_stop else None
         for k in range(self.steps):
@@ -157,6 +159,17 @@ class MIFGSM(Attack):
         """From a point to one of its neighbours."""
         noise = self._free(torch.empty_like(x).uniform_(-1, 1, generator=self.generator))
         return self.reach * to_multiply(self.eps, "eps", x) * noise
+
+    def _stepper(self, x: Tensor, alpha: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x_adv, m) -> the next x_adv."""
+        if self.p == math.inf:
+            return ops.pgd_stepper(x, self.p, self.eps, alpha, bounds=self.bounds)
+
+        def step(x_adv: Tensor, m: Tensor) -> Tensor:
+            moved = x_adv + ops.lmo(m, self.p, alpha, x=x_adv, bounds=self.bounds)
+            return ops.project(moved, x, self.p, self.eps, bounds=self.bounds, exact=True)
+
+        return step
 
     def passes(self, batch: int = 1) -> Passes:
         times = self.scales * (self.steps + self.neighbours * (self.steps - 1))

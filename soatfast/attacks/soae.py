@@ -48,8 +48,9 @@ class SOAE(SecondOrderAttack):
         rtol: GMRES stops at a residual of rtol ||g||; finite differences have noise of 1e-3 to 1e-1.
         h: finite-difference step along unit vectors; None: 2e-5 sqrt(D) in float32, 1e-6 sqrt(D) in float64.
         stop: "residual", or "subdiag": the paper's line 12 as Saad has it, h_{j+1,j} <= rtol, not relative.
-        step: "lmo" moves eps/T along the steepest direction of the p-norm for d (the sign for p = inf); "raw" adds
-            eps/T d as printed, of any length.
+        step: "lmo" moves eps/T along the steepest direction of the p-norm for d (the sign for p = inf; for p = 1 and 2
+            over ball and box, :func:`soatfast.ops.lmo` at x_t); "raw" adds eps/T d as printed, of any length, or with
+            "tr" d itself, which has the step's length already.
         rcond: where a Krylov space ends, see :mod:`soatfast.solvers.krylov`; None by dtype.
         check_every: ask every so many products whether all samples are solved, one synchronisation with the device
             each; None never asks.
@@ -131,11 +132,15 @@ class SOAE(SecondOrderAttack):
         return x_t
 
     def _move(self, x_t: Tensor, d: Tensor, x: Tensor, reach: float | Tensor) -> Tensor:
-        if self.step == "raw":
+        if self.step == "lmo" and self.p == math.inf:
+            return ops.pgd_step(x_t, d, x, self.p, self.eps, reach, bounds=self.bounds)
+        if self.step == "lmo":
+            moved = x_t + ops.lmo(d, self.p, reach, x=x_t, bounds=self.bounds)
+        elif self.variant == "tr":
+            moved = x_t + d
+        else:
             moved = x_t + to_multiply(reach, "eps", x) * d
-            return ops.project(moved, x, self.p, self.eps, bounds=self.bounds, exact=self.p == 1)
-        k = 1 if self.p == 1 else None
-        return ops.pgd_step(x_t, d, x, self.p, self.eps, reach, bounds=self.bounds, exact=self.p == 1, k=k)
+        return ops.project(moved, x, self.p, self.eps, bounds=self.bounds, exact=self.p != math.inf)
 
     def _ascending(self, g: Tensor, d: Tensor) -> Tensor:
         """d, turned where it descends ("newton"), as -d for "literal"; g where d is no direction."""

@@ -75,7 +75,7 @@ LOSSES: tuple[Row, ...] = (
     Row(
         "scorpio",
         "SCORPIO FE(3), ball and box",
-        lambda t: _scorpio(t, steps=3, h=1.0, strength=1.05, init="lmo", in_box=t.p == math.inf),
+        lambda t: _scorpio(t, steps=3, h=1.0, strength=1.05, init="lmo", in_box=True if t.p == math.inf else None),
         Facts("arXiv 2009.04923; in_box is ours", _FW, _LOSSES, {"N": 3}),
     ),
     Row("pgd4", "PGD-4 training", lambda t: _pgd(t, 4)),

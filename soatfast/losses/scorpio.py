@@ -70,7 +70,7 @@ class SCORPIO(MemoryLoss):
     h: float | None = None
     gamma: float | None = None
     init: Init = "scaled"
-    in_box: bool = False
+    in_box: bool | None = None
     tol: float | None = None
     mode: Mode = "eval"
     engine: Name = "eager"

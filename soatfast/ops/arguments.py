@@ -187,7 +187,7 @@ def kernel_box(bounds: Bounds, inside: bool = False) -> tuple[float, float]:
     if not isinstance(lower, Tensor) and not isinstance(upper, Tensor):
         return box((lower, upper))
     if inside:
-        raise ValueError("in_box and exact take bounds that are numbers, got tensors")
+        raise ValueError("in_box, exact and an lmo at x take bounds that are numbers, got tensors")
     return -math.inf, math.inf
 
 
@@ -244,10 +244,11 @@ class Layout:
         return rows.view(rows.shape[0], *self.sample)
 
 
-def boxed_order(p: float, in_box: bool) -> float:
+def boxed_order(p: float, in_box: bool, name: str = "in_box") -> float:
+    """:func:`norm_order`; ValueError where the maximiser over ball and box is asked for and p is in between."""
     order = norm_order(p)
-    if in_box and order != math.inf:
-        raise ValueError(f"in_box needs p = math.inf, where ball and box are both boxes, got p = {p!r}")
+    if in_box and order not in (1, 2, math.inf):
+        raise ValueError(f"{name} takes p = 1, 2 or math.inf, got p = {p!r}")
     return order
 
 

@@ -20,8 +20,11 @@ from soatfast.ops.constants import accumulate_dtype
 NAMESPACE = "soatfast"
 
 SCHEMAS: dict[str, str] = {
-    # g (B, D) -> s (B, D)
-    "lmo": "(Tensor g, float p, float eps, Tensor? eps_tensor=None) -> Tensor",
+    # g (B, D) -> s (B, D); with x (B, D) over ball and box
+    "lmo": (
+        "(Tensor g, float p, float eps, Tensor? eps_tensor=None, Tensor? x=None, float lower=0.0, float upper=1.0)"
+        " -> Tensor"
+    ),
     # g (B, D) -> ||g||_p (B,), in the accumulation dtype
     "lp_norm": "(Tensor g, float p) -> Tensor",
     # g0, x (B, D) -> v (B, D), probe (B, D) or (2B, D)
@@ -149,8 +152,8 @@ class _Fakes:
     """What each kernel allocates, without values."""
 
     @staticmethod
-    def lmo(g: Tensor, p, eps, eps_tensor=None) -> Tensor:
-        _rows(g)
+    def lmo(g: Tensor, p, eps, eps_tensor=None, x: Tensor | None = None, lower=0.0, upper=1.0) -> Tensor:
+        _rows(g, *(() if x is None else (x,)))
         return _empty(g)
 
     @staticmethod

@@ -117,7 +117,7 @@ def replay_step(
         gamma: step size in [0, 1]; 1 forgets the past.
         scale: (N,) float32, updated in place, with int8 only.
         bounds: the box of valid inputs.
-        in_box: take s = clip(eps sgn(g), lower - x, upper - x), the maximiser over ball and box; p = inf only.
+        in_box: take the s that maximises over ball and box (:func:`lmo` at x); p = 1, 2 or inf.
 
     >>> import math, torch
     >>> memory = torch.zeros(3, 2)

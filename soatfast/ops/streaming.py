@@ -28,8 +28,8 @@ Init = Literal["scaled", "lmo", "raw"]
 _INIT = {"scaled": INIT_SCALED, "lmo": INIT_LMO, "raw": INIT_RAW}
 
 
-def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
-    r"""Linear maximisation oracle of the L^p ball, per sample.
+def lmo(g: Tensor, p: float, eps: float | Tensor, *, x: Tensor | None = None, bounds: Bounds = (0.0, 1.0)) -> Tensor:
+    r"""Linear maximisation oracle of the L^p ball, and with x of the ball and the box, per sample.
 
         s = argmax of <g, s> over ||s||_p <= eps
         s_i = eps sgn(g_i) |g_i|^(q-1) / (sum_j |g_j|^q)^(1/p),   1/p + 1/q = 1
@@ -39,26 +39,46 @@ def lmo(g: Tensor, p: float, eps: float | Tensor) -> Tensor:
     The exponent is q - 1 = q/p; SCORPIO (Tsiligkaridis and Roberts 2020) prints p/q in
     equation (8), which is right only for p = 2.
 
+    With ``x``, x + s also stays in ``bounds``. Where the plain s leaves the box, clamping it loses that part of eps;
+    this s spends it on other entries. With room_i the distance from x_i to the box along sgn(g_i):
+
+        p = inf:   s_i = sgn(g_i) min(eps, room_i)
+        p = 2:     s_i = sgn(g_i) min(t |g_i|, room_i),  the one t for which ||s||_2 = eps
+        p = 1:     the largest |g_i| are filled up to room_i, one after another, until eps is spent
+
+    Where all room is less than eps, s takes all of it. Of entries with equal |g| the first is filled first.
+
     Args:
         g: (B, ...) gradient, float32, float64, bfloat16 or float16.
-        p: order of the norm, 1 <= p <= inf.
+        p: order of the norm, 1 <= p <= inf; with x one of 1, 2, inf.
         eps: radius in input units; a number or a tensor of shape () or (B,).
+        x: (B, ...) points inside the box; None: the ball alone.
+        bounds: the box of valid inputs, two numbers; used with x only.
 
     Returns:
         s of g's shape, dtype and layout. A zero gradient gives zero, NaN entries count as 0, sign(0) = 0.
 
     Raises:
-        TypeError, ValueError: g is no floating batch (B, ...), p < 1, eps < 0, or eps of another shape or device.
+        TypeError, ValueError: g is no floating batch (B, ...), p < 1, eps < 0, or eps of another shape or device;
+            with x also for another p, x unlike g, or bounds that are tensors.
 
     >>> import math, torch
     >>> lmo(torch.tensor([[3.0, -4.0, 0.0]]), p=math.inf, eps=0.5)
     tensor([[ 0.5000, -0.5000,  0.0000]])
     >>> lmo(torch.tensor([[3.0, -4.0, 0.0]]), p=1, eps=0.5)
     tensor([[ 0.0000, -0.5000,  0.0000]])
+    >>> lmo(torch.tensor([[3.0, -4.0, 0.0]]), p=1, eps=0.5, x=torch.tensor([[0.5, 0.25, 0.5]]))
+    tensor([[ 0.2500, -0.2500,  0.0000]])
     """
     layout = Layout(g)
     number, tensor = per_sample(eps, "eps", g)
-    return layout.restore(kernel("lmo")(layout.rows(g, "g"), norm_order(p), number, tensor))
+    rows = layout.rows(g, "g")
+    if x is None:
+        return layout.restore(kernel("lmo")(rows, norm_order(p), number, tensor))
+    order = boxed_order(p, True, "an lmo at x")
+    return layout.restore(
+        kernel("lmo")(rows, order, number, tensor, layout.rows(x, "x"), *kernel_box(bounds, inside=True))
+    )
 
 
 def lp_norm(g: Tensor, p: float) -> Tensor:
@@ -94,7 +114,8 @@ def frank_wolfe_init(
 
     ``scaled``: v_0 = eps g0 / ||g0||_p (SCORPIO's text). ``lmo``: the maximiser of <g0, v>. ``raw``: v_0 = g0, as
     printed in SCORPIO's Algorithm 1 (not feasible in general). With ``central``, the probe is the stacked
-    (2B, ...) batch [x + h v_0; x - h v_0]. ``in_box`` (p = inf) clips v_0 so that x + v_0 lies in ``bounds``.
+    (2B, ...) batch [x + h v_0; x - h v_0]. ``in_box`` (p = 1, 2, inf) keeps x + v_0 in ``bounds``: ``lmo`` is then the
+    maximiser over ball and box (:func:`lmo` at x), the others are clipped.
 
     Returns:
         (v_0, probe) of x's layout and dtype.
@@ -155,7 +176,7 @@ def frank_wolfe_step(
         central: central differences.
         last: write the clamped adversarial example in place of the probe.
         bounds: the box of valid inputs.
-        in_box: maximise over ball and box, s = clip(eps sgn(G), lower - x, upper - x); p = inf only.
+        in_box: maximise over ball and box, s = lmo_p(G; eps) at x (:func:`lmo`); p = 1, 2 or inf.
 
     Returns:
         (v', probe, gap): v' (B, ...), probe (B, ...) or (2B, ...), gap (B,) in float32 (float64 for float64).
@@ -251,7 +272,8 @@ def pgd_step(
 
     step_1(g) = sgn(g)/k' on the entries with the k largest |g| (SLIDE,
     Tramer and Boneh 2019): ties with the k-th are included and k' counts the entries chosen, so that the step's L1
-    norm is alpha.
+    norm is alpha. With ``exact``, entries that g would push out of the box count as 0: else the step goes to the same
+    few entries again and again, which are at the box's edge already.
 
     Args:
         x_adv: (B, ...) current iterate.
@@ -304,7 +326,14 @@ def pgd_stepper(
 
     if any(isinstance(b, Tensor) for b in bounds):
         return lambda x_adv, g: clamped(step(x_adv, g), bounds)
+    if order == 1 and exact:
+        return lambda x_adv, g: step(x_adv, _inward(g.detach(), x_adv, lower, upper))
     return step
+
+
+def _inward(g: Tensor, x: Tensor, lower: float, upper: float) -> Tensor:
+    """g with 0 where x lies at the box's edge and g points out of it."""
+    return g.masked_fill(((x >= upper) & (g > 0)) | ((x <= lower) & (g < 0)), 0.0)
 
 
 def power_step(g0: Tensor, g1: Tensor, u: Tensor, x: Tensor, h: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from soatfast.ops import reference
 from soatfast.ops.constants import accumulate_dtype
 from soatfast.ops.quantise import remembered
+from soatfast.ops.reference.streaming import box_lmo
 
 UPDATED = {"replay_step": (0, 1)}  # positions of the arguments that an op updates in place
 _X_POSITION = {"frank_wolfe_init": 1, "frank_wolfe_step": 3, "project": 1, "pgd_step": 2, "power_step": 3}  # of x
@@ -117,9 +118,10 @@ def _frank_wolfe_band(
 
     Rounding moves the model gradient G by a few eps(accumulate) times its terms. For p = inf the sign may flip where
     |G| is below that; for p = 1 the arg max may be any entry that near to the largest, and the one that the kernel
-    took is put into the float64 result.
+    took is put into the float64 result; over ball and box the entries that near to where eps runs out may change
+    places.
     """
-    g0, g1, v, x, p, eps, eps_tensor, gamma, h, central, last, lower, upper, _ = args
+    g0, g1, v, x, p, eps, eps_tensor, gamma, h, central, last, lower, upper, in_box = args
     rows = g0.shape[0]
     if central:
         change, terms = (g1[:rows] - g1[rows:]) / (2 * h), (g1[:rows].abs() + g1[rows:].abs()) / (2 * h)
@@ -134,6 +136,13 @@ def _frank_wolfe_band(
     if p == math.inf:
         band = model.abs() <= wobble
         band &= model != 0  # an exact zero has an exact answer in every precision
+    elif p == 1 and rows and in_box:
+        size = model.abs()
+        s = box_lmo(model, x, p, radius, lower, upper)
+        moved = torch.where(s != 0, size, math.inf)
+        level, at = moved.min(1, keepdim=True)  # |G| at which eps runs out
+        band = (size - level).abs() <= wobble + wobble.gather(1, at)
+        band &= band.sum(1, keepdim=True) > 1  # one entry alone has no other to change places with
     elif p == 1 and rows:
         close = model.abs() + wobble >= model.abs().amax(1, keepdim=True) - wobble
         got_s = (outputs[0].double() - (1 - gamma) * v) * model.sign()

@@ -137,12 +137,18 @@ def _gradient(generator: torch.Generator, shape: tuple[int, int] | None, dtype: 
     return degenerate_rows(dtype) if shape is None else _normal(generator, shape, dtype, 1e-3)
 
 
-def _lmo(shape, kind, p):
+def _lmo(shape, kind, in_box, p):
     def build(generator, dtype):
         g = _gradient(generator, shape, dtype)
-        return (g, p, *_radius(kind, EPS.get(p, 0.5), g.shape[0], dtype))
+        ball = (p, *_radius(kind, EPS.get(p, 0.5), g.shape[0], dtype))
+        return (_largest_finite(g), *ball, _uniform(generator, g.shape, dtype), *BOUNDS) if in_box else (g, *ball)
 
     return build
+
+
+def _largest_finite(g: Tensor) -> Tensor:
+    """Infinite entries as the largest of g's dtype, which they count as: in float64 they would count as more."""
+    return torch.nan_to_num(g, nan=math.nan)
 
 
 def _lp_norm(shape, kind, p):
@@ -151,7 +157,7 @@ def _lp_norm(shape, kind, p):
 
 def _in_box(kind, p):
     """The maximiser over ball and box takes turns with the kind of eps."""
-    return p == math.inf and kind == "each"
+    return p in BALL_P and kind == "each"
 
 
 def _box(kind, p):
@@ -161,6 +167,7 @@ def _box(kind, p):
 def _frank_wolfe_init(shape, kind, p, init, central):
     def build(generator, dtype):
         g = _gradient(generator, shape, dtype)
+        g = _largest_finite(g) if _in_box(kind, p) else g
         x = _uniform(generator, g.shape, dtype)
         return (g, x, p, *_radius(kind, EPS.get(p, 0.5), g.shape[0], dtype), init, 1.05, central, *_box(kind, p))
 
@@ -267,6 +274,7 @@ def _replay_start(shape, kind, p, memory):
 def _replay_step(shape, kind, p, memory):
     def build(generator, dtype):
         g = _gradient(generator, shape, dtype)
+        g = _largest_finite(g) if _in_box(kind, p) else g
         x = _uniform(generator, g.shape, dtype)
         rows, size = g.shape
         radius = _replay_radius(kind, p, rows, dtype)
@@ -316,7 +324,7 @@ def _cross_entropy_derivative(shape, kind, sign):
 
 _FLAGS = (False, True)
 _PARAMETERS: dict[str, tuple[Callable[..., Any], dict[str, Sequence[Any]]]] = {
-    "lmo": (_lmo, {"p": GENERAL_P}),
+    "lmo": (_lmo, {"in_box": _FLAGS, "p": GENERAL_P}),
     "lp_norm": (_lp_norm, {"p": GENERAL_P}),
     "frank_wolfe_init": (
         _frank_wolfe_init,
@@ -343,7 +351,10 @@ def op_cases(op: str, shapes: Iterable[tuple[int, int]] = SHAPES) -> list[Case]:
     turns = itertools.cycle(("number", "each", "one"))
     cases = []
     for values in itertools.product(*parameters.values()):
-        label = "-".join(f"{name}={value}" for name, value in zip(parameters, values, strict=True))
+        named = dict(zip(parameters, values, strict=True))
+        if named.get("in_box") and named["p"] not in BALL_P:
+            continue
+        label = "-".join(f"{name}={value}" for name, value in named.items() if (name, value) != ("in_box", False))
         for shape in [*shapes, None]:
             size = "degenerate" if shape is None else f"{shape[0]}x{shape[1]}"
             cases.append(Case(op, f"{label}-{size}", build(shape, next(turns), *values)))

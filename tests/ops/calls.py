@@ -69,10 +69,14 @@ def _calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]:
         calls[f"frank_wolfe_step-{p}-last"] = lambda b, p=p: ops.frank_wolfe_step(
             b.g, b.plus, b.v, b.x, p, 0.3, gamma=0.5, last=True
         )
-    calls["frank_wolfe_init-box"] = lambda b: ops.frank_wolfe_init(b.g, b.x, math.inf, b.eps, in_box=True)
-    calls["frank_wolfe_step-box"] = lambda b: ops.frank_wolfe_step(
-        b.g, b.plus, b.v, b.x, math.inf, b.eps, gamma=0.5, in_box=True
-    )
+    for p, scale in ((1, 50), (2, 10), (math.inf, 1)):  # of eps, so that the box binds
+        calls[f"lmo-{p}-box"] = lambda b, p=p, scale=scale: ops.lmo(b.g, p, scale * b.eps, x=b.x)
+        calls[f"frank_wolfe_init-{p}-box"] = lambda b, p=p, scale=scale: ops.frank_wolfe_init(
+            b.g, b.x, p, scale * b.eps, init="lmo", in_box=True
+        )
+        calls[f"frank_wolfe_step-{p}-box"] = lambda b, p=p, scale=scale: ops.frank_wolfe_step(
+            b.g, b.plus, b.v, b.x, p, scale * b.eps, gamma=0.5, in_box=True
+        )
     for h in (1, 0.01):
         calls[f"power_step-{h}"] = lambda b, h=h: ops.power_step(b.g, b.plus, b.v, b.x, h)
     for sign in (1, -0.5):
@@ -121,7 +125,10 @@ def _replay_calls() -> dict[str, Callable[[Batch], Tensor | tuple[Tensor, ...]]]
         calls[f"replay_start-1-{kind}"] = lambda b, dtype=dtype: _replay_start(b, dtype)
         for p in (1, 1.5, 2, math.inf):
             calls[f"replay_step-{p}-{kind}"] = lambda b, dtype=dtype, p=p: _replay_step(b, dtype, p, b.eps)
-        calls[f"replay_step-box-{kind}"] = lambda b, dtype=dtype: _replay_step(b, dtype, math.inf, 0.3, in_box=True)
+        for p, eps in ((1, 5.0), (2, 1.0), (math.inf, 0.3)):
+            calls[f"replay_step-{p}-box-{kind}"] = lambda b, dtype=dtype, p=p, eps=eps: _replay_step(
+                b, dtype, p, eps, in_box=True
+            )
     return calls
 
 

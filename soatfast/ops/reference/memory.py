@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from soatfast.ops.quantise import remember, remembered
-from soatfast.ops.reference.streaming import column, into_box, scaled, unit_lmo
+from soatfast.ops.reference.streaming import box_lmo, column, into_box, scaled, unit_lmo
 
 
 def replay_start(
@@ -42,9 +42,7 @@ def replay_step(
     radius = torch.as_tensor(column(eps, eps_tensor), dtype=x.dtype, device=x.device)
     v = into_box(radius * remembered(memory, scale, index, x.dtype), x, lower, upper)
     r, _ = scaled(g)
-    s = radius * unit_lmo(r, p)
-    if in_box:
-        s = into_box(s, x, lower, upper)
+    s = box_lmo(g, x, p, radius, lower, upper) if in_box else radius * unit_lmo(r, p)
     v = into_box(v + gamma * (s - v), x, lower, upper)
     inverse = 1 / torch.where(radius > 0, radius, 1.0)  # infinite for a denormal radius, which counts as none
     u = v * torch.where((radius > 0) & (inverse < math.inf), inverse, 0.0)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from soatfast.ops.constants import INIT_LMO, INIT_SCALED, accumulate_dtype
 
+_LEAST = 1e-150  # of max|g|: below, where squares end, an entry counts as 0 for ball and box at p = 2
+
 
 def _wide(t: Tensor) -> Tensor:
     return t.to(accumulate_dtype(t.dtype))
@@ -44,9 +46,61 @@ def _safe_power(s: Tensor, exponent: float) -> Tensor:
     return torch.where(s > 0, s, 1.0).pow(exponent)
 
 
-def lmo(g: Tensor, p: float, eps: float, eps_tensor: Tensor | None = None) -> Tensor:
+def box_lmo(g: Tensor, x: Tensor, p: float, eps: float | Tensor, lower: float, upper: float) -> Tensor:
+    """argmax of <g, s> over ||s||_p <= eps and x + s in the box (both wide); p is 1, 2 or inf.
+
+    p = 1 and 2 in float64: entries far below the largest get what it cannot take, and their ratio may be small.
+    """
+    if p == math.inf:
+        return into_box(eps * scaled(g)[0].sign(), x, lower, upper)
+    r, _ = scaled(torch.nan_to_num(_wide(g)).double())
+    radius = torch.as_tensor(eps, dtype=torch.float64, device=g.device).expand(g.shape[0], 1)
+    room = torch.where(r > 0, upper - x.double(), torch.where(r < 0, x.double() - lower, 0.0)).clamp_min(0)
+    room = torch.nan_to_num(room, nan=0.0, posinf=math.inf)
+    moved = _filled(r.abs(), room, radius) if p == 1 else torch.minimum(_stretched(r.abs(), room, radius), room)
+    return into_box((r.sign() * moved).to(x.dtype), x, lower, upper)
+
+
+def _filled(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """eps spent on the largest entries first, each up to its room, of equal ones on the first: (B, D)."""
+    order = size.argsort(dim=1, descending=True, stable=True)
+    room = torch.minimum(room.gather(1, order), eps)  # [B, D] falling size; of an endless room eps is enough
+    spent = room.cumsum(1) - room
+    return torch.zeros_like(room).scatter(1, order, torch.minimum((eps - spent).clamp_min(0), room))
+
+
+def _stretched(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """t size_i, with the t >= 0 for which sum_i min(t size_i, room_i)^2 = eps^2; all room where that is less. (B, D).
+
+    Entries reach their room in the order of room_i / size_i: sort, and solve the quadratic between two corners.
+    """
+    size = torch.where(size > _LEAST, size, 0.0)
+    corner, order = torch.where(size > 0, room / size, math.inf).sort(dim=1)
+    capped = torch.where(corner < math.inf, room.gather(1, order).square(), 0.0).cumsum(1)
+    free = size.gather(1, order).square().flip(1).cumsum(1).flip(1)
+    start = torch.zeros_like(eps)
+    capped = torch.cat([start, capped[:, :-1]], 1)  # [B, D] squares of the entries before this one, at their room
+    t = ((eps.square() - capped).clamp_min(0) / torch.where(free > 0, free, 1.0)).sqrt()
+    holds = (t <= corner) & (free > 0)  # the corner interval that holds its own solution
+    found = holds.any(1, keepdim=True)
+    t = t.gather(1, holds.to(torch.int8).argmax(1, keepdim=True))
+    return torch.where(found, t * size, torch.where(size > 0, room, 0.0))
+
+
+def lmo(
+    g: Tensor,
+    p: float,
+    eps: float,
+    eps_tensor: Tensor | None = None,
+    x: Tensor | None = None,
+    lower: float = 0.0,
+    upper: float = 1.0,
+) -> Tensor:
+    """With x over ball and box; p is then 1, 2 or inf."""
     r, _ = scaled(g)
-    return (column(eps, eps_tensor) * unit_lmo(r, p)).to(g.dtype)
+    radius = column(eps, eps_tensor)
+    s = radius * unit_lmo(r, p) if x is None else box_lmo(g, _wide(x), p, radius, lower, upper)
+    return s.to(g.dtype)
 
 
 def lp_norm(g: Tensor, p: float) -> Tensor:
@@ -86,7 +140,8 @@ def frank_wolfe_init(
     radius = column(eps, eps_tensor)
     r, m = scaled(g0)
     if init == INIT_LMO:
-        v = radius * unit_lmo(r, p)
+        boxed = lower > -math.inf or upper < math.inf
+        v = box_lmo(g0, _wide(x), p, radius, lower, upper) if boxed else radius * unit_lmo(r, p)
     elif init == INIT_SCALED:
         norm = lp_norm(r, p).unsqueeze(1)
         v = radius * r / torch.where(norm > 0, norm, 1.0)
@@ -119,8 +174,9 @@ def frank_wolfe_step(
     else:
         model_gradient = wide_g0 + (wide_g1 - wide_g0) / h
     r, m = scaled(model_gradient)
-    s = column(eps, eps_tensor) * unit_lmo(r, p)
-    direction = (into_box(s, wide_x, lower, upper) if in_box else s) - wide_v
+    radius = column(eps, eps_tensor)
+    s = box_lmo(model_gradient, wide_x, p, radius, lower, upper) if in_box else radius * unit_lmo(r, p)
+    direction = s - wide_v
     gap = (m * (r * direction).sum(1, keepdim=True)).squeeze(1)
     v_new = wide_v + gamma * direction
     if last:
@@ -202,14 +258,15 @@ def _project_delta(
     room = torch.where(delta > 0, upper - x, x - lower) if exact else torch.full_like(delta, math.inf)
     size = delta.abs()
     if p == 1:
-        return delta.sign() * torch.minimum((size - _threshold(size, room, radius)).clamp_min(0), room)
+        return (delta.sign() * _shrunk(size.double(), room.double(), radius.double())).to(delta.dtype)
     return delta.sign() * torch.minimum(size * _shrinkage(size, room, radius), room)
 
 
-def _threshold(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
-    """tau >= 0 with sum_i min(max(size_i - tau, 0), room_i) = eps, or 0 where that sum is below eps anyway. (B, 1).
+def _shrunk(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """min(max(size_i - tau, 0), room_i) with the tau >= 0 for which they add up to eps, or 0 where they are less.
 
-    The sum is piecewise linear in tau, with corners at size_i and size_i - room_i: sort them, add up, interpolate.
+    The sum is piecewise linear in tau, with corners at size_i and size_i - room_i: sort them, add up, interpolate. tau
+    is kept as its distance below a corner: after a far move it is as large as the move, and eps is lost in rounding.
     """
     corner = torch.cat([size, (size - room).clamp_min(0), torch.zeros_like(eps)], 1)
     slope = torch.cat([torch.ones_like(size), -torch.ones_like(size), torch.zeros_like(eps)], 1)
@@ -219,10 +276,12 @@ def _threshold(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     total[:, 1:] = (slope[:, :-1] * (corner[:, :-1] - corner[:, 1:])).cumsum(1)
     after = (total < eps).sum(1, keepdim=True)  # first corner at which the sum reaches eps
     reached = after < corner.shape[1]
-    after = after.clamp_max(corner.shape[1] - 1)
-    rise = slope.gather(1, (after - 1).clamp_min(0)).clamp_min(1)
-    tau = corner.gather(1, after) + (total.gather(1, after) - eps) / rise
-    return torch.where(reached, tau, 0.0)
+    before = (after - 1).clamp_min(0)
+    below = torch.where(reached, (eps - total.gather(1, before)) / slope.gather(1, before).clamp_min(1), 0.0)
+    base = torch.where(reached, corner.gather(1, before), 0.0)
+    moved = torch.minimum((size - base + below).clamp_min(0), room)
+    spent = moved.sum(1, keepdim=True)  # beyond 1e15 eps corners at size_i - room_i are rounded: the ball is kept
+    return torch.where(spent > eps, moved * (eps / spent), moved)
 
 
 def _shrinkage(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:

@@ -46,6 +46,19 @@ def clean(g):
 
 
 @triton.jit
+def model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL: tl.constexpr, ACC: tl.constexpr):
+    """G = g0 + (g1 - g0)/h, or g0 + (g1+ - g1-)/(2h); cleaned. [BLOCK]"""
+    g0 = load(g0_ptr + base, offs, mask, ACC)
+    g1 = load(g1_ptr + base, offs, mask, ACC)
+    if CENTRAL:
+        minus = load(g1_ptr + far, offs, mask, ACC)
+        change = (g1 - minus) * inverse_h
+    else:
+        change = (g1 - g0) * inverse_h
+    return clean(g0 + change)
+
+
+@triton.jit
 def inverse(m):
     """1/m, made finite for a zero or denormal m: a factor that brings a row of maximum m to 1 or below."""
     if m.dtype == tl.float64:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from soatfast.ops.constants import INIT_LMO, INIT_SCALED
+from soatfast.ops.triton._box import box_lmo, box_numbers
 from soatfast.ops.triton._launch import Constexprs, exponents, kept_by, norm_kind, on_device, per_sample, tile, warps
 from soatfast.ops.triton._math import bits, clamp, scalar
 from soatfast.ops.triton._math import per_sample as sample_number
@@ -39,6 +40,7 @@ def _start(
     m,
     total,
     first,
+    filled,
     eps,
     power,
     root,
@@ -48,8 +50,10 @@ def _start(
     INIT: tl.constexpr,
     IN_BOX: tl.constexpr,
 ):
-    """v of a clean tile g, elementwise in the row's statistics. [BLOCK]"""
-    if INIT == _LMO:
+    """v of a clean tile g, elementwise in the row's statistics and the numbers of ball and box. [BLOCK]"""
+    if INIT == _LMO and IN_BOX and NORM != INF:
+        v = box_lmo(g, x, offs, filled, eps, lower, upper, NORM)
+    elif INIT == _LMO:
         v = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
     elif INIT == _SCALED:  # eps g / ||g||_p
         v = eps * scaled(g, m)
@@ -92,13 +96,17 @@ def frank_wolfe_init_kernel(
     eps = sample_number(eps_bits, eps_ptr, eps_stride, row, ACC)
     lower, upper = scalar(lower_bits, ACC), scalar(upper_bits, ACC)
     h, power, root = scalar(h_bits, ACC), scalar(power_bits, ACC), scalar(root_bits, ACC)
+    source = (g0_ptr, g0_ptr, x_ptr, base, far, h, entries)
     if ON_CHIP:
         offs = tl.arange(0, BLOCK)  # [BLOCK]
         mask = offs < entries
         g = clean(load(g0_ptr + base, offs, mask, ACC))
         x = load(x_ptr + base, offs, mask, ACC)
         m, total, first = row_stats(g, offs, power, NORM)
-        v = _start(g, x, offs, m, total, first, eps, power, root, lower, upper, NORM, INIT, IN_BOX)
+        filled = (0, 0, 0)
+        if INIT == _LMO and IN_BOX and NORM != INF:
+            filled = box_numbers(g, x, source, m, eps, lower, upper, NORM, False, False, ON_CHIP, BLOCK, ACC)
+        v = _start(g, x, offs, m, total, first, filled, eps, power, root, lower, upper, NORM, INIT, IN_BOX)
         store(v_out_ptr + base, offs, v, mask)
         write_probe(probe_ptr, base, far, offs, mask, x, v, h, CENTRAL)
     else:
@@ -109,12 +117,15 @@ def frank_wolfe_init_kernel(
                 g = clean(load(g0_ptr + base, offs, offs < entries, ACC))
                 m_b, total_b, first_b = row_stats(g, offs, power, NORM)
                 m, total, first = merge_stats(m, total, first, m_b, total_b, first_b, power, NORM)
+        filled = (0, 0, 0)
+        if INIT == _LMO and IN_BOX and NORM != INF:
+            filled = box_numbers(0, 0, source, m, eps, lower, upper, NORM, False, False, ON_CHIP, BLOCK, ACC)
         for start in range(0, entries, BLOCK):
             offs = start + tl.arange(0, BLOCK)  # [BLOCK]
             mask = offs < entries
             g = clean(load(g0_ptr + base, offs, mask, ACC))
             x = load(x_ptr + base, offs, mask, ACC)
-            v = _start(g, x, offs, m, total, first, eps, power, root, lower, upper, NORM, INIT, IN_BOX)
+            v = _start(g, x, offs, m, total, first, filled, eps, power, root, lower, upper, NORM, INIT, IN_BOX)
             store(v_out_ptr + base, offs, v, mask)
             write_probe(probe_ptr, base, far, offs, mask, x, v, h, CENTRAL)
 

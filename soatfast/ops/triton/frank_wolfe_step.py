@@ -8,14 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from soatfast.ops.constants import accumulate_dtype
+from soatfast.ops.triton._box import box_lmo, box_numbers
 from soatfast.ops.triton._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
 from soatfast.ops.triton._math import bits, clamp, reciprocal, scalar
 from soatfast.ops.triton._math import per_sample as sample_number
 from soatfast.ops.triton._row import (
     INF,
-    clean,
     load,
     merge_stats,
+    model_gradient,
     no_stats,
     row_stats,
     scaled,
@@ -26,26 +27,16 @@ from soatfast.ops.triton._row import (
 
 
 @triton.jit
-def _model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL: tl.constexpr, ACC: tl.constexpr):
-    """G = g0 + (g1 - g0)/h, or g0 + (g1+ - g1-)/(2h); cleaned. [BLOCK]"""
-    g0 = load(g0_ptr + base, offs, mask, ACC)
-    g1 = load(g1_ptr + base, offs, mask, ACC)
-    if CENTRAL:
-        minus = load(g1_ptr + far, offs, mask, ACC)
-        change = (g1 - minus) * inverse_h
-    else:
-        change = (g1 - g0) * inverse_h
-    return clean(g0 + change)
-
-
-@triton.jit
 def _direction(
-    g, v, x, offs, m, total, first, eps, power, root, lower, upper, NORM: tl.constexpr, IN_BOX: tl.constexpr
+    g, v, x, offs, m, total, first, filled, eps, power, root, lower, upper, NORM: tl.constexpr, IN_BOX: tl.constexpr
 ):
-    """s - v. [BLOCK]"""
-    s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
-    if IN_BOX:
-        s = clamp(s, lower - x, upper - x)
+    """s - v; filled are the numbers of ball and box for p < inf. [BLOCK]"""
+    if IN_BOX and NORM != INF:
+        s = box_lmo(g, x, offs, filled, eps, lower, upper, NORM)
+    else:
+        s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
+        if IN_BOX:
+            s = clamp(s, lower - x, upper - x)
     return s - v
 
 
@@ -109,14 +100,18 @@ def frank_wolfe_step_kernel(
     lower, upper = scalar(lower_bits, ACC), scalar(upper_bits, ACC)
     power, root = scalar(power_bits, ACC), scalar(root_bits, ACC)
     inverse_h = reciprocal(2 * h if CENTRAL else h)
+    source = (g0_ptr, g1_ptr, x_ptr, base, far, inverse_h, entries)
     if ON_CHIP:
         offs = tl.arange(0, BLOCK)  # [BLOCK]
         mask = offs < entries
-        g = _model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL, ACC)
+        g = model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL, ACC)
         m, total, first = row_stats(g, offs, power, NORM)
         v = load(v_ptr + base, offs, mask, ACC)
         x = load(x_ptr + base, offs, mask, ACC)
-        direction = _direction(g, v, x, offs, m, total, first, eps, power, root, lower, upper, NORM, IN_BOX)
+        filled = (0, 0, 0)
+        if IN_BOX and NORM != INF:
+            filled = box_numbers(g, x, source, m, eps, lower, upper, NORM, True, CENTRAL, ON_CHIP, BLOCK, ACC)
+        direction = _direction(g, v, x, offs, m, total, first, filled, eps, power, root, lower, upper, NORM, IN_BOX)
         gap = m * tl.sum(scaled(g, m) * direction, 0)
         v += gamma * direction
         _write(v_out_ptr, probe_ptr, base, far, offs, mask, x, v, h, lower, upper, CENTRAL, LAST)
@@ -126,14 +121,17 @@ def frank_wolfe_step_kernel(
             for start in range(0, entries, BLOCK):
                 offs = start + tl.arange(0, BLOCK)  # [BLOCK]
                 mask = offs < entries
-                g = _model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL, ACC)
+                g = model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL, ACC)
                 m_b, total_b, first_b = row_stats(g, offs, power, NORM)
                 m, total, first = merge_stats(m, total, first, m_b, total_b, first_b, power, NORM)
+        filled = (0, 0, 0)
+        if IN_BOX and NORM != INF:
+            filled = box_numbers(0, 0, source, m, eps, lower, upper, NORM, True, CENTRAL, ON_CHIP, BLOCK, ACC)
         gap_by_m = tl.zeros([], ACC)  # gap/m, for p = inf with m the maximum so far (one pass)
         for start in range(0, entries, BLOCK):
             offs = start + tl.arange(0, BLOCK)  # [BLOCK]
             mask = offs < entries
-            g = _model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL, ACC)
+            g = model_gradient(g0_ptr, g1_ptr, base, far, offs, mask, inverse_h, CENTRAL, ACC)
             v = load(v_ptr + base, offs, mask, ACC)
             x = load(x_ptr + base, offs, mask, ACC)
             if NORM == INF:
@@ -141,7 +139,7 @@ def frank_wolfe_step_kernel(
                 grown = tl.where(m_b > m, m_b, m)
                 gap_by_m *= scaled(m, grown)
                 m = grown
-            direction = _direction(g, v, x, offs, m, total, first, eps, power, root, lower, upper, NORM, IN_BOX)
+            direction = _direction(g, v, x, offs, m, total, first, filled, eps, power, root, lower, upper, NORM, IN_BOX)
             v += gamma * direction
             _write(v_out_ptr, probe_ptr, base, far, offs, mask, x, v, h, lower, upper, CENTRAL, LAST)
             gap_by_m += tl.sum(scaled(g, m) * direction, 0)

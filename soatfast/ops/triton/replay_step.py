@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from soatfast.ops.triton._box import box_lmo, box_numbers
 from soatfast.ops.triton._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
 from soatfast.ops.triton._math import bits, clamp, reciprocal, scalar
 from soatfast.ops.triton._math import per_sample as sample_number
@@ -34,13 +35,16 @@ from soatfast.ops.triton._row import (
 @triton.jit
 def _step(g, u, x, offs, stats, numbers, NORM: tl.constexpr, IN_BOX: tl.constexpr):
     """(u', x + v') of a clean tile g, elementwise in the row's statistics. 2 x [BLOCK]"""
-    m, total, first = stats
+    m, total, first, filled = stats
     eps, inverse_eps, gamma, lower, upper, power, root = numbers
-    s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
     low, high = lower - x, upper - x
     v = clamp(eps * u, low, high)
-    if IN_BOX:
-        s = clamp(s, low, high)
+    if IN_BOX and NORM != INF:
+        s = box_lmo(g, x, offs, filled, eps, lower, upper, NORM)
+    else:
+        s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
+        if IN_BOX:
+            s = clamp(s, low, high)
     v = clamp(v + gamma * (s - v), low, high)
     return clamp(v * inverse_eps, -1.0, 1.0), clamp(x + v, lower, upper)
 
@@ -105,14 +109,19 @@ def replay_step_kernel(
         power,
         root,
     )
+    of_box = (g_ptr, g_ptr, x_ptr, 0, 0, eps, entries)
     top = tl.zeros([], tl.float32)  # max|u'|, the new scale of int8 for p < inf
     if ON_CHIP:
         offs = tl.arange(0, BLOCK)  # [BLOCK]
         mask = offs < entries
         g = clean(load(g_ptr, offs, mask, ACC))
-        stats = row_stats(g, offs, power, NORM)
+        m, total, first = row_stats(g, offs, power, NORM)
         u = recall(memory_ptr, scale, offs, mask, ACC)
         x = load(x_ptr, offs, mask, ACC)
+        filled = (0, 0, 0)
+        if IN_BOX and NORM != INF:
+            filled = box_numbers(g, x, of_box, m, eps, numbers[3], numbers[4], NORM, False, False, True, BLOCK, ACC)
+        stats = (m, total, first, filled)
         u, x_adv = _step(g, u, x, offs, stats, numbers, NORM, IN_BOX)
         store(out_ptr, offs, x_adv, mask)
         if scale_ptr is not None and NORM != INF:
@@ -127,7 +136,10 @@ def replay_step_kernel(
                 g = clean(load(g_ptr, offs, offs < entries, ACC))
                 m_b, total_b, first_b = row_stats(g, offs, power, NORM)
                 m, total, first = merge_stats(m, total, first, m_b, total_b, first_b, power, NORM)
-        stats = (m, total, first)
+        filled = (0, 0, 0)
+        if IN_BOX and NORM != INF:
+            filled = box_numbers(0, 0, of_box, m, eps, numbers[3], numbers[4], NORM, False, False, False, BLOCK, ACC)
+        stats = (m, total, first, filled)
         if scale_ptr is not None and NORM != INF:
             largest = tl.zeros([], ACC)
             for start in range(0, entries, BLOCK):

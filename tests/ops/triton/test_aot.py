@@ -98,6 +98,11 @@ def _variants() -> Iterator[Variant]:
         for exact in (False, True) if p < math.inf else (False,):
             yield Variant("project", p, {"exact": exact}, 2, 1)
             yield Variant("pgd_step", p, {"exact": exact}, 3, 1)
+    for p in (1.0, 2.0, math.inf):
+        yield Variant("lmo", p, {"in_box": True}, 2, 1)
+    for p in (1.0, 2.0):
+        yield Variant("frank_wolfe_step", p, {"central": False, "last": False, "in_box": True}, 4, 2)
+        yield Variant("frank_wolfe_init", p, {"init": INIT_LMO, "central": False, "in_box": True}, 2, 2)
     yield Variant("power_step", 2.0, {}, 4, 2)
 
 
@@ -106,7 +111,8 @@ def _replay_variants() -> Iterator[Variant]:
         yield Variant("replay_start", math.inf, {}, 1, 1, memory)
         for p in (1.0, 2.0, 3.0, math.inf):
             yield Variant("replay_step", p, {}, 2, 1, memory)
-        yield Variant("replay_step", math.inf, {"in_box": True}, 2, 1, memory)
+        for p in (1.0, 2.0, math.inf):
+            yield Variant("replay_step", p, {"in_box": True}, 2, 1, memory)
 
 
 CROSS_ENTROPY = Variant("cross_entropy_derivative", math.inf)
