@@ -20,12 +20,26 @@ def plain_mifgsm(model, x, y, eps, p, steps, alpha, decay, sign=1.0):
         for _ in range(steps):
             g = sign * slow_gradient(model, x_adv[None], y[i : i + 1])[0]
             m = decay * m + g / g.abs().sum()
-            x_adv = x_adv + alpha * (m.sign() if p == math.inf else m / m.norm())
-            delta = x_adv - x0
-            delta = delta.clamp(-eps, eps) if p == math.inf else delta * min(1.0, eps / float(delta.norm()))
-            x_adv = (x0 + delta).clamp(0, 1)
+            if p == math.inf:
+                x_adv = x_adv + alpha * m.sign()
+                x_adv = (x0 + (x_adv - x0).clamp(-eps, eps)).clamp(0, 1)
+            else:  # over ball and box: the multiple of m, and then of the whole move, that has the length
+                x_adv = clipped_multiple(m, x_adv, alpha, 1e9)
+                x_adv = clipped_multiple(x_adv - x0, x0, eps, 1.0)
         rows.append(x_adv)
     return torch.stack(rows)
+
+
+def clipped_multiple(move, x, length, most):
+    """clip(x + t move) with the t in [0, most] for which it lies ``length`` from x, or most where it is nearer."""
+    low, high = 0.0, most
+    for _ in range(200):
+        middle = (low + high) / 2
+        if ((x + middle * move).clamp(0, 1) - x).norm() > length:
+            high = middle
+        else:
+            low = middle
+    return (x + low * move).clamp(0, 1)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])

@@ -33,6 +33,8 @@ def test_is_a_step_and_a_projection(p: float, k: int, exact: bool) -> None:
     x = torch.rand(6, 40, dtype=torch.float64)
     x_adv = ops.project(x + torch.randn_like(x), x, p, EPS[p])
     mine = ops.pgd_step(x_adv, g, x, p, EPS[p], 0.3, exact=exact, k=k)
+    if p == 1 and exact:  # what lies at the box's edge is not pushed out of it
+        g = torch.where(((x_adv == 1) & (g > 0)) | ((x_adv == 0) & (g < 0)), 0.0, g)
     expected = ops.project(x_adv + 0.3 * direction(g, p, k), x, p, EPS[p], exact=exact)
     torch.testing.assert_close(mine, expected, rtol=0, atol=1e-13)
 
