@@ -1,7 +1,7 @@
-"""How much of its budget each fixed-eps gradient attack spends on a linear model in a box: ``python -m benchmarks.budget``.
+"""How much of its budget each gradient attack spends, on a linear model in a box: ``python -m benchmarks.budget``.
 
-Value: <w, x_adv - x> over its optimum in ball and box (SciPy's linear program for p = 1). Length: ||x_adv - x||_p / eps.
-Both are means over 32 samples of 14 x 14 entries, a third at each bound.
+Value: <w, x_adv - x> over its optimum in ball and box (SciPy's linear program for p = 1). Length: that of x_adv - x
+over eps. Both are means over 32 samples of 14 x 14 entries, a third at each bound.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ def main() -> None:
     x = (3 * torch.rand(32, *SHAPE, generator=torch.Generator().manual_seed(3)) - 1).clamp(0, 1)
     y = model(x).argmax(1)
     up = model.w.detach() * (2 * y.unsqueeze(1) - 1)
-    best = {
-        p: torch.tensor([optimum(*pair, p, RADIUS[p]) for pair in zip(up, x.flatten(1), strict=True)]) for p in RADIUS
-    }
+    pairs = list(zip(up, x.flatten(1), strict=True))
+    best = {p: torch.tensor([optimum(*pair, p, eps) for pair in pairs]) for p, eps in RADIUS.items()}
     print("| attack | p = 1: value | length | p = 2: value | length | p = inf: value | length |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for row in ATTACKS:

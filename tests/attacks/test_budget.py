@@ -17,6 +17,7 @@ from tests.nets import batch, smooth_net
 SHAPE = (1, 14, 14)
 RADIUS = {1: 8.0, 2: 1.5, math.inf: 0.2}
 NO_GRADIENT, FOREIGN = "simba", "autoattack"
+ELSEWHERE = ("difgsm", "tifgsm", "jitter")  # they follow the gradient of a changed input or output: length only
 
 # Least share of the optimum. PGD's random start and sparse steps leave p = 1 with about two thirds: a step of a few
 # entries meets the same entries again, after each projection has taken a little back from all.
@@ -72,6 +73,8 @@ def test_an_attack_spends_its_budget_on_a_linear_model(row, p):
     v = (row.make(Task(eps, samples=len(x), shape=SHAPE, p=p, classes=2))(model, x, y) - x).flatten(1)
     share = (up * v).sum(1) / optimum(up, x, p, eps)
     assert (v.norm(p=p, dim=1) <= eps * (1 + 1e-5)).all()
+    if row.name in ELSEWHERE:
+        return
     least = SPARSE.get(row.name, LEAST[p]) if p == 1 else LEAST[p]
     assert least <= share.min() and share.max() <= 1 + 1e-5, share
 
