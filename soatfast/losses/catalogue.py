@@ -52,6 +52,10 @@ def _scorpio(t: Task, **fields: Any) -> SCORPIO:
     return SCORPIO(eps=t.eps, p=t.p, mode="keep", **fields)
 
 
+def _papers_scorpio(t: Task, scheme: Any, steps: int, data: str = "cifar10") -> SCORPIO:
+    return SCORPIO.paper(data, t.p, scheme, steps, eps=t.eps, mode="keep")
+
+
 def _soar(t: Task) -> SOAR:
     """With no more than the authors' weight of ||A z||, strength c / 2 on CIFAR-10 at eps 0.03: c grows as D eps^2, and
     on digits at eps 0.2 their strength of 0.5 drowns the loss (10 % accuracy on clean digits after 5 epochs)."""
@@ -66,6 +70,7 @@ def _soar(t: Task) -> SOAR:
 _TRAIN, _FW, _TWICE = ("K + 1", "K", "1"), ("N + 2", "N", "2"), ("T * (1 + m) + 1", "T * (1 + m)", "1")
 _SCORPIO, _LOSSES, _PENALTY = "arXiv 2009.04923", "losses/test_losses.py", "losses/test_gradient_penalty.py"
 _ONE_STEP = "losses/test_one_step.py"
+_PAPERS: tuple[float, ...] = (2, math.inf)
 _ATTA, _MEMORY, _ONCE = "ATTA, Zheng et al. 2020", "attacks/test_replay.py", ("N + 1", "N", "1")
 
 LOSSES: tuple[Row, ...] = (
@@ -82,8 +87,9 @@ LOSSES: tuple[Row, ...] = (
     Row(
         "scorpio-ball",
         "SCORPIO FE(3), the paper's",
-        lambda t: _scorpio(t, scheme="fe", steps=3, h=1.05, strength=1.05),
+        lambda t: _papers_scorpio(t, "fe", 3),
         Facts(_SCORPIO, _FW, _LOSSES, {"N": 3}),
+        norms=_PAPERS,
     ),
     Row(
         "replay", "FW replay, 1 step", lambda t: _replay(t, 1), Facts(f"none; after {_ATTA}", _ONCE, _MEMORY, {"N": 1})
@@ -212,16 +218,19 @@ LOSSES: tuple[Row, ...] = (
     ),
     Row("pgd3", "PGD-3 training", lambda t: _pgd(t, 3)),
     Row("pgd7", "PGD-7 training", lambda t: _pgd(t, 7)),
-    Row(
-        "scorpio-fe1", "SCORPIO FE(1), the paper's", lambda t: _scorpio(t, scheme="fe", steps=1, h=0.95, strength=1.05)
-    ),
+    Row("scorpio-fe1", "SCORPIO FE(1), the paper's", lambda t: _papers_scorpio(t, "fe", 1), norms=_PAPERS),
     Row(
         "scorpio-cd",
         "SCORPIO CD(3), the paper's",
-        lambda t: _scorpio(t, scheme="cd", steps=3, h=0.95, strength=1.15),
+        lambda t: _papers_scorpio(t, "cd", 3),
         Facts(_SCORPIO, _FW, _LOSSES, {"N": 3}),
+        norms=_PAPERS,
     ),
+    Row("scorpio-cd1", "SCORPIO CD(1), the paper's", lambda t: _papers_scorpio(t, "cd", 1), norms=_PAPERS),
     Row(
-        "scorpio-cd1", "SCORPIO CD(1), the paper's", lambda t: _scorpio(t, scheme="cd", steps=1, h=0.95, strength=1.15)
+        "scorpio-svhn",
+        "SCORPIO FE(3), the paper's for SVHN",
+        lambda t: _papers_scorpio(t, "fe", 3, "svhn"),
+        norms=_PAPERS,
     ),
 )

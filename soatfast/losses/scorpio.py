@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,20 @@ from soatfast.memory.store import PerturbationMemory
 from soatfast.ops import Init
 from soatfast.ops.arguments import Bounds, check_number
 from soatfast.solvers.hessian import Scheme
+
+PAPER = {
+    ("cifar10", math.inf, "fe", 3): (1.05, 1.05),
+    ("cifar10", math.inf, "fe", 1): (0.95, 1.05),
+    ("cifar10", math.inf, "cd", 3): (0.95, 1.15),
+    ("cifar10", math.inf, "cd", 1): (0.95, 1.15),
+    ("cifar10", 2, "fe", 3): (1.15, 1.05),
+    ("cifar10", 2, "fe", 1): (1.15, 1.05),
+    ("cifar10", 2, "cd", 3): (0.95, 0.999),
+    ("cifar10", 2, "cd", 1): (1.25, 0.999),
+    ("svhn", math.inf, "fe", 3): (1.5, 1.25),
+    ("svhn", 2, "fe", 3): (1.25, 0.99),
+}
+"""The paper's (h, r) by data set, norm, scheme and steps (its supplement)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +63,7 @@ class SCORPIO(MemoryLoss):
         recycle: share the clean pass where the mode allows it.
         memory: keep each sample's v from visit to visit.
 
-    Defaults: the paper's CIFAR-10 Linf setting FE(3): eps = 8/255, h = r = 1.05.
+    Defaults: the paper's CIFAR-10 Linf setting FE(3): eps = 8/255, h = r = 1.05. Its others: :meth:`paper`.
 
     Passes, FE(N): N+1 forwards and backwards to the input, then 2 forwards and 1 backward to the parameters (1 forward
     at r = 1). Shared: N+2 forwards, N backwards to the input, 2 backwards to the parameters. With ``tol`` these are
@@ -82,6 +97,28 @@ class SCORPIO(MemoryLoss):
         super().__post_init__()
         check_number(self.strength, "strength")
         check_memory(self.memory, self.attack)  # making the attack checks the rest
+
+    @classmethod
+    def paper(
+        cls, data: str = "cifar10", p: float = math.inf, scheme: Scheme = "fe", steps: int = 3, **fields: Any
+    ) -> SCORPIO:
+        """The paper's settings for a data set ("cifar10" or "svhn"), norm, scheme and number of steps.
+
+        fields: any other field. eps is the paper's where it is not given: 8/255 for p = inf, 0.5 for p = 2.
+
+        Raises:
+            ValueError: the paper has no such setting.
+
+        >>> loss = SCORPIO.paper(p=2)
+        >>> loss.eps, loss.h, loss.strength
+        (0.5, 1.15, 1.05)
+        """
+        found = PAPER.get((data, p, scheme, steps))
+        if found is None:
+            has = ", ".join(f"{d} p = {q:g} {s}({n})" for d, q, s, n in PAPER)
+            raise ValueError(f"the paper has no setting for {data!r}, p = {p!r}, {scheme}({steps}); it has {has}")
+        given = {"eps": 0.5 if p == 2 else 8 / 255, "h": found[0], "strength": found[1], **fields}
+        return cls(p=p, scheme=scheme, steps=steps, **given)
 
     @property
     def attack(self) -> FrankWolfe:

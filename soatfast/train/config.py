@@ -32,9 +32,17 @@ class TrainConfig:
     """Momentum of sgd. adam has its usual betas 0.9 and 0.999."""
     nesterov: bool = False
     """Use Nesterov's momentum in sgd."""
-    schedule: Literal["constant", "cosine", "step", "triangle"] = "constant"
-    """Course of the learning rate: constant, cosine (to 0), step (a tenth after 1/2 and again after 3/4), or triangle
-    (from 0 to lr in the first 0.3 of all steps, and back to 0)."""
+    schedule: Literal["constant", "cosine", "step", "triangle", "milestones", "cyclic"] = "constant"
+    """Course of the learning rate: constant, cosine (to 0), step (a tenth after 1/2 and again after 3/4), triangle
+    (from 0 to lr in the first 0.3 of all steps, and back to 0), milestones (times lr_factor at each of them) or cyclic
+    (a triangle every cycle_epochs)."""
+    milestones: tuple[int, ...] = ()
+    """Number of epochs after which the learning rate falls, with schedule milestones. SCORPIO's authors take 50 of 60
+    on CIFAR-10, and 8 16 24 32 of 40 on SVHN."""
+    lr_factor: float = 0.1
+    """What the learning rate is multiplied by at each milestone."""
+    cycle_epochs: int = 0
+    """Number of epochs of one cycle, with schedule cyclic."""
     average: float = 0.0
     """Decay d of averaged weights, in [0, 1). 0: none. After n steps average <- d' average + (1 - d') weights with d' =
     min(d, n / (n + 10)), and batch-norm statistics likewise. They are written beside the last weights."""
@@ -75,12 +83,27 @@ class TrainConfig:
             raise ValueError(f"h_ramp must be positive and finite shares, got {self.h_ramp}")
         choices = {
             "optimizer": ("adam", "sgd"),
-            "schedule": ("constant", "cosine", "step", "triangle"),
+            "schedule": ("constant", "cosine", "step", "triangle", "milestones", "cyclic"),
             "precision": ("no", "bf16"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        if (self.schedule == "milestones") != bool(self.milestones):
+            raise ValueError(f"milestones come with schedule milestones, got {self.milestones} and {self.schedule}")
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        if not rising or any(not 0 < milestone < self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones must rise and lie in 1..{self.epochs - 1}, got {self.milestones}")
+        if not 0 < self.lr_factor < math.inf:
+            raise ValueError(f"lr_factor must be positive and finite, got {self.lr_factor}")
+        if (self.schedule == "cyclic") != (self.cycle_epochs > 0):
+            raise ValueError(
+                f"cycle_epochs of at least 1 come with schedule cyclic, got {self.cycle_epochs} and {self.schedule}"
+            )
 
     @property
     def augment(self) -> CropFlip | None:
@@ -102,9 +125,15 @@ class TrainConfig:
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
         if self.schedule == "step":
             return self.lr * 0.1 ** ((done >= 0.5) + (done >= 0.75))
-        if self.schedule == "triangle":
-            return self.lr * min(done / _RISE, (1 - done) / (1 - _RISE))
-        return self.lr
+        epoch = done * self.epochs + 1e-9  # the share of a whole number of epochs may round below it
+        if self.schedule == "milestones":
+            return self.lr * self.lr_factor ** sum(epoch >= milestone for milestone in self.milestones)
+        if self.schedule == "cyclic":
+            return self._triangle(epoch % self.cycle_epochs / self.cycle_epochs)
+        return self._triangle(done) if self.schedule == "triangle" else self.lr
+
+    def _triangle(self, done: float) -> float:
+        return self.lr * min(done / _RISE, (1 - done) / (1 - _RISE))
 
 
 @dataclass(frozen=True)

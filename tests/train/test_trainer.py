@@ -328,3 +328,38 @@ def test_a_loss_that_takes_differences_refuses_bf16_before_it_trains(tmp_path):
     with pytest.raises(TypeError, match=r"CURE takes differences .* got autocast to torch\.bfloat16"):
         train(model, CURE(), make_data(), dataclasses.replace(CONFIG, precision="bf16"), tmp_path)
     assert same(weights(model), before)
+
+
+def test_milestones_and_cycles_are_the_papers():
+    def rates(steps=10, **options):
+        config = TrainConfig(lr=1.0, **options)
+        return [config.lr_at(i / (steps * config.epochs)) for i in range(steps * config.epochs)]
+
+    cifar = rates(epochs=60, schedule="milestones", milestones=(50,))  # SCORPIO: a tenth after epoch 50 of 60
+    assert cifar[499:501] == pytest.approx([1.0, 0.1]) and set(cifar) == {1.0, 0.1}
+    svhn = rates(epochs=40, schedule="milestones", milestones=(8, 16, 24, 32))
+    assert [svhn[80 * k] for k in range(5)] == pytest.approx([0.1**k for k in range(5)])
+    assert [svhn[80 * k - 1] for k in range(1, 5)] == pytest.approx([0.1 ** (k - 1) for k in range(1, 5)])
+    half = rates(epochs=4, schedule="milestones", milestones=(1, 3), lr_factor=0.5)
+    assert half[::10] == pytest.approx([1.0, 0.5, 0.5, 0.25])
+    for steps in (3, 7, 11, 13):  # a milestone is met in its first step, however the shares round
+        assert rates(steps, epochs=49, schedule="milestones", milestones=(47,)).index(pytest.approx(0.1)) == 47 * steps
+    cyclic, once = rates(epochs=6, schedule="cyclic", cycle_epochs=2), rates(epochs=2, schedule="triangle")
+    assert cyclic == pytest.approx(once * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"milestones": (3,)}, "milestones come with schedule milestones"),
+        ({"schedule": "milestones"}, "milestones come with schedule milestones"),
+        ({"schedule": "milestones", "milestones": (15,)}, r"must rise and lie in 1..14, got \(15,\)"),
+        ({"schedule": "milestones", "milestones": (5, 5)}, "must rise and lie in"),
+        ({"schedule": "milestones", "milestones": (5,), "lr_factor": 0.0}, "lr_factor must be positive"),
+        ({"schedule": "cyclic"}, "cycle_epochs of at least 1 come with schedule cyclic"),
+        ({"cycle_epochs": 3}, "cycle_epochs of at least 1 come with schedule cyclic, got 3 and constant"),
+    ],
+)
+def test_mistakes_of_schedules(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
