@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -15,6 +16,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import soatfast as sf
+from soatfast.attacks.catalogue import ATTACKS
+from soatfast.commands.curvature import CurvatureConfig
+from soatfast.commands.main import COMMANDS
+from soatfast.commands.options import attack_classes, loss_classes
+from soatfast.losses.catalogue import LOSSES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "csrc" / "README.md"])
@@ -246,3 +252,41 @@ def test_every_row_of_the_any_model_page_names_a_test():
         assert found or cell == "the same test", cell
         for path, name in found:
             assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), cell
+
+
+def test_every_row_of_the_mission_page_names_a_test_and_is_counted():
+    text = (ROOT / "docs" / "mission.md").read_text(encoding="utf-8")
+    sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    claimed = {cells[1].strip(): [int(c) for c in cells[2:5]] for cells in _cells(text.split("\n## ")[0])}
+    total = [0, 0, 0]
+    for title, body in sections.items():
+        rows = [[cell.strip() for cell in row[1:-1]] for row in _cells(body)]
+        if not rows:
+            continue
+        for number, _, call, test, verdict in rows:
+            assert verdict in ("yes", "partial", "no"), number
+            if verdict != "no":
+                path, name = test.strip("`").split("::")
+                assert f"def {name}(" in (ROOT / "tests" / f"{path}.py").read_text(encoding="utf-8"), number
+                assert call != "–", number
+            for command, words in re.findall(r"`soatfast (\w+)([^`]*)`", call):
+                assert command in COMMANDS, call
+                named = re.match(r" (?:\.\.\. )?([a-z][\w-]*)", words) if command in ("train", "attack") else None
+                classes = attack_classes(ATTACKS) | (loss_classes(LOSSES) if command == "train" else {})
+                assert named is None or named[1] in classes, call
+                if command == "curvature":
+                    flags = {flag.replace("-", "_") for flag in re.findall(r"--([\w-]+)", words)}
+                    assert flags <= {field.name for field in dataclasses.fields(CurvatureConfig)}, call
+            for folder, name in re.findall(r"`(evaluate|solvers|ops)\.(\w+)", call):
+                assert hasattr(getattr(sf, folder), name), call
+        counts = [sum(row[4] == verdict for row in rows) for verdict in ("yes", "partial", "no")]
+        assert claimed[title] == counts, title
+        if title in ("SCORPIO (arXiv 2009.04923)", "SOAE and SOAT (arXiv 2207.01396)", "HAAT"):
+            total = [a + b for a, b in zip(total, counts, strict=True)]
+    assert claimed["the three papers together"] == total and sum(total) == 98
+
+
+def _cells(text: str) -> list[list[str]]:
+    """The rows of the tables of a page, but for heads and rules."""
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row[1].strip() not in ("#", "part")]

@@ -82,6 +82,14 @@ class GMRESResult:
             worst = torch.maximum(worst, apart / torch.where(size > 0, size, 1.0))
         return worst
 
+    def dimension(self, rtol: float) -> Tensor:
+        """(B,) int64, the first number of steps with a residual <= rtol ||b - A x0||; -1 where there is none.
+
+        One solve to a small threshold so gives the Krylov dimension of every larger one (SOAE's table IV).
+        """
+        reached = self.history <= check_number(rtol, "rtol", above=False) * self.history[:, :1]
+        return torch.where(reached.any(1), reached.int().argmax(1), -1)
+
     @property
     def subdiagonals(self) -> Tensor:
         """(B, cycles m) h_{j+1,j}, the length of each new direction; 0 behind a sample's end."""

@@ -179,6 +179,16 @@ def test_the_solution_of_a_smooth_network_is_the_dense_one() -> None:
     assert found.converged.all() and (found.asymmetry < 1e-8).all()
 
 
+@pytest.mark.parametrize("kind", ["spd", "nonsymmetric"])
+def test_one_solve_gives_the_dimension_of_every_larger_threshold(kind: str) -> None:
+    a, b = system(kind)
+    found = gmres(product(a), b, max_dim=D, rtol=1e-6)
+    for rtol in (0.5, 0.1, 1e-2, 1e-4, 1e-6):
+        assert torch.equal(found.dimension(rtol).int(), gmres(product(a), b, max_dim=D, rtol=rtol).iterations)
+    assert (gmres(product(a), b, max_dim=2, rtol=1e-6).dimension(1e-6) == -1).all()
+    assert (found.dimension(1.0) == 0).all()
+
+
 # Callback
 
 
