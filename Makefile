@@ -8,7 +8,7 @@ PYTEST  = OMP_NUM_THREADS=1 $(RUN) pytest -q
 NVCC_PACKAGES = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
                 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: help setup nvcc demo compare study study-cifar test lint docs bench peers gpu-check doctor clean
+.PHONY: help setup nvcc demo compare study study-cifar test lint docs bench peers gpu-check doctor sdist wheel clean
 help:
 	@echo "make demo       train five models on real digits, write runs/demo"
 	@echo "make test       run the tests"
@@ -20,6 +20,7 @@ help:
 	@echo "make study      training with a memory against PGD training: docs/memory.md, about two hours"
 	@echo "make study-cifar  the same and its rivals on natural images: docs/natural-images.md, about nine hours"
 	@echo "make gpu-check  build, test and measure on a GPU, where one is at hand"
+	@echo "make wheel      the source archive and a wheel in dist, checked"
 	@echo "make doctor     versions, devices, and which kernel serves each op"
 
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml
@@ -96,5 +97,17 @@ gpu-check:
 doctor: setup
 	$(VENV)/bin/soatfast doctor
 
+# The source archive, and a wheel for this machine made from it; both are checked as a package index would.
+sdist: setup
+	rm -rf dist
+	$(RUN) build --no-isolation --sdist
+	$(RUN) twine check --strict dist/*
+
+wheel: sdist
+	rm -rf build/wheel && mkdir -p build/wheel
+	tar -xzf dist/soatfast-*.tar.gz -C build/wheel --strip-components 1
+	$(RUN) build --no-isolation --wheel --outdir dist build/wheel
+	$(RUN) twine check --strict dist/*
+
 clean:
-	rm -rf build *.egg-info soatfast/*.so runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist build *.egg-info soatfast/*.so runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,10 +2,13 @@
 
 * ``soatfast/_ops_cpu.so`` and ``_ops_cuda.so``: the ops, plain shared libraries on the LibTorch stable ABI (2.11 and
   later) with no Python in them, so one file serves every Python and every such torch. Loaded by soatfast.ops.load.
-* ``soatfast._host``: a pybind11 module, the csrc/math cores on NumPy arrays.
+* ``soatfast._host``: a pybind11 module, the csrc/math cores on NumPy arrays, for the tests: in an editable install.
 
 SOATFAST_NATIVE and SOATFAST_CUDA are ``auto`` (build what can be built, note why the rest was not), ``0`` or ``1`` (a
-failure is an error). Needs torch in the building environment: ``pip install --no-build-isolation .``
+failure is an error). Without a compiler ``auto`` gives the PyTorch twins of the ops; without ninja, which pip brings,
+it ends in one line. MAX_JOBS is the number of compilers at a time. Needs torch in the building environment:
+``pip install --no-build-isolation .`` A wheel is of every Python 3 (py3-none-PLATFORM), or of every platform where
+nothing native is in it (py3-none-any).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -53,7 +57,11 @@ STABLE = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 
 class CannotBuild(Exception):
-    """A tool or package that a native part needs is not there."""
+    """Something that a native part needs is not there."""
+
+
+class MissingTool(CannotBuild):
+    """A package of the building environment is not there, which pip brings."""
 
 
 def switch(name: str) -> str:
@@ -74,8 +82,22 @@ def torch_home() -> tuple[Path, str]:
     try:
         import torch
     except ImportError as error:
-        raise CannotBuild("torch is not installed where the build runs: use --no-build-isolation") from error
+        raise MissingTool("torch") from error
     return Path(torch.__file__).parent, torch.__version__
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.version.cuda is not None
+
+
+def pybind_include() -> str:
+    try:
+        import pybind11
+    except ImportError as error:
+        raise MissingTool("pybind11") from error
+    return str(pybind11.get_include())
 
 
 def ninja() -> str:
@@ -84,8 +106,33 @@ def ninja() -> str:
     try:
         from ninja import BIN_DIR
     except ImportError as error:
-        raise CannotBuild("ninja is not installed") from error
+        raise MissingTool("ninja") from error
     return str(Path(BIN_DIR) / "ninja")
+
+
+def jobs() -> list[str]:
+    """Ninja's option for MAX_JOBS compilers at a time."""
+    value = os.environ.get("MAX_JOBS", "")
+    if value and not (value.isdigit() and int(value) > 0):
+        raise SystemExit(f"MAX_JOBS must be a number of jobs, got {value!r}")
+    return ["-j", value] if value else []
+
+
+def check_tools(names: list[str]) -> None:
+    """End in one line where a package is missing that the native parts `names` need; no compiler is no error."""
+    if all(switch(LIBRARIES[name][1]) == "0" for name in names) or switch("SOATFAST_NATIVE") == "0":
+        return
+    missing = []
+    for tool in (torch_home, ninja, *([pybind_include] if "soatfast._host" in names else [])):
+        try:
+            tool()
+        except MissingTool as error:
+            missing.append(str(error))
+    if missing:
+        raise SystemExit(
+            f"soatfast: the native parts need {' and '.join(missing)} in this environment: pip install "
+            f"{' '.join(missing)}, or set SOATFAST_NATIVE=0 to install without them"
+        )
 
 
 def quoted(words: list[str]) -> str:
@@ -116,9 +163,8 @@ class Recipe:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         (self.folder / "build.ninja").write_text("\n".join(self.lines) + "\n")
-        done = subprocess.run(
-            [ninja(), "-C", str(self.folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        command = [ninja(), "-C", str(self.folder), *jobs()]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         (self.folder / "build.log").write_text(done.stdout)
         if done.returncode:
             words = ("error", "cannot find", "undefined reference")
@@ -130,7 +176,7 @@ def build_cpu(folder: Path, output: Path) -> dict:
     home, version = torch_home()
     cxx = compiler()
     # GCC 12 moves words through an MMX register in the SSE2 kernels and leaves the x87 unit unusable: fmod gives NaN.
-    machine = ["-DSOATFAST_X86", "-mno-mmx"] if X86 else []
+    machine = ["-DSOATFAST_X86", "-mno-mmx", "-include", str(ROOT / "csrc/cpu/glibc.h")] if X86 else []
     recipe = Recipe(folder, output)
     for name, flags in INSTRUCTION_SETS.items():
         source = f"csrc/cpu/rows_{name}.cpp"
@@ -145,10 +191,12 @@ def build_cpu(folder: Path, output: Path) -> dict:
 
 
 def build_cuda(folder: Path, output: Path) -> dict:
+    home, version = torch_home()
+    if switch("SOATFAST_CUDA") == "auto" and not has_cuda():
+        raise CannotBuild("this torch is built without CUDA (SOATFAST_CUDA=1 builds it all the same)")
     toolkit = find_nvcc()
     if toolkit is None:
         raise CannotBuild("no nvcc was found (CUDA_HOME, PATH, or the package nvidia-cuda-nvcc)")
-    home, version = torch_home()
     cxx = compiler()
     arch = architectures(known=known_architectures(toolkit.nvcc))
     recipe = Recipe(folder, output)
@@ -176,12 +224,8 @@ def build_cuda(folder: Path, output: Path) -> dict:
 
 
 def build_host(folder: Path, output: Path) -> dict:
-    try:
-        import pybind11
-    except ImportError as error:
-        raise CannotBuild("pybind11 is not installed") from error
     cxx = compiler()
-    include = [pybind11.get_include(), sysconfig.get_path("include")]
+    include = [pybind_include(), sysconfig.get_path("include")]
     flags = [word for path in include for word in ("-isystem", path)]
     recipe = Recipe(folder, output)
     recipe.compile("csrc/bindings.cpp", [cxx, *COMMON, *NUMERICS, "-O2", *flags], ["-MD", "-MF", "bindings.o.d"])
@@ -211,6 +255,9 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         in_place = self.inplace or getattr(self, "editable_mode", False)
+        if not in_place:
+            self.extensions = [extension for extension in self.extensions if extension.name != "soatfast._host"]
+        check_tools([extension.name for extension in self.extensions])
         self.info: dict[str, dict] = {}
         super().run()
         text = json.dumps(self.info, indent=1) + "\n"
@@ -239,7 +286,19 @@ class BuildNative(build_ext):
                 self.extensions.remove(extension)
 
 
+def tags(info: dict[str, dict], machine: str) -> tuple[str, str, str]:
+    """Of a wheel: its libraries have no Python in them, so one serves every Python 3; without any, every machine."""
+    return ("py3", "none", machine if any(facts["built"] for facts in info.values()) else "any")
+
+
+class Wheel(bdist_wheel):
+    """Named by what is in it."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return tags(self.get_finalized_command("build_ext").info, super().get_tag()[2])
+
+
 setup(
     ext_modules=[Extension(name, sources=[], optional=True) for name in LIBRARIES],
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

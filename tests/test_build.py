@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -256,3 +259,79 @@ def test_cuda_kernels_keep_their_register_budget(
     assert len(registers) == kernels
     assert max(registers) <= MAX_REGISTERS
     assert spills and not any(spills)
+
+
+@pytest.fixture(scope="module")
+def setup() -> ModuleType:
+    """setup.py, with nothing set up."""
+    spec = importlib.util.spec_from_file_location("soatfast_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch("setuptools.setup"), mock.patch.object(sys, "path", [*sys.path]):
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_a_missing_package_ends_the_build_in_one_line(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SOATFAST_NATIVE", "SOATFAST_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ninja", None)  # an import fails
+    monkeypatch.setitem(sys.modules, "pybind11", None)
+    with pytest.raises(SystemExit, match="need ninja in this environment: pip install ninja, or set SOATFAST_NATIVE=0"):
+        setup.check_tools(["soatfast._ops_cpu"])
+    with pytest.raises(SystemExit, match="pip install ninja pybind11") as error:
+        setup.check_tools(["soatfast._ops_cpu", "soatfast._host"])
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv("SOATFAST_NATIVE", "0")
+    setup.check_tools(["soatfast._ops_cpu", "soatfast._host"])
+
+
+def test_no_compiler_is_a_reason_and_no_error(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(setup.CannotBuild, match="no C\\+\\+ compiler was found") as error:
+        setup.compiler()
+    assert not isinstance(error.value, setup.MissingTool)
+
+
+def test_max_jobs_counts(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    assert setup.jobs() == []
+    monkeypatch.setenv("MAX_JOBS", "3")
+    assert setup.jobs() == ["-j", "3"]
+    monkeypatch.setenv("MAX_JOBS", "many")
+    with pytest.raises(SystemExit, match="MAX_JOBS must be a number of jobs, got 'many'"):
+        setup.jobs()
+
+
+def test_no_cuda_library_for_a_torch_without_cuda(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(setup, "find_nvcc", lambda: None)
+    monkeypatch.setenv("SOATFAST_CUDA", "auto")
+    with pytest.raises(setup.CannotBuild, match="this torch is built without CUDA"):
+        setup.build_cuda(tmp_path, tmp_path / "x.so")
+    monkeypatch.setenv("SOATFAST_CUDA", "1")
+    with pytest.raises(setup.CannotBuild, match="no nvcc was found"):
+        setup.build_cuda(tmp_path, tmp_path / "x.so")
+
+
+def test_a_wheel_is_of_every_python(setup: ModuleType) -> None:
+    assert setup.tags({"ops_cpu": {"built": True}}, "linux_x86_64") == ("py3", "none", "linux_x86_64")
+    assert setup.tags({"ops_cpu": {"built": False}}, "linux_x86_64") == ("py3", "none", "any")
+
+
+def test_the_first_use_of_a_twin_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from soatfast import ops
+    from soatfast.ops import dispatch
+
+    g = torch.ones(1, 2)
+    monkeypatch.setattr(dispatch, "_twins_unsaid", "not built: no C++ compiler was found")
+    with pytest.warns(load.NativeWarning, match="the PyTorch twins serve .* no C\\+\\+ compiler was found") as said:
+        ops.lmo(g, 2, 1.0)
+        ops.lmo(g, 2, 1.0)
+    assert len(said) == 1 and said[0].filename == __file__
+    for reason, expected in (("switched off by SOATFAST_NATIVE=0", ""), ("does not load: x", "does not load: x")):
+        monkeypatch.setitem(load.parts, "ops_cpu", load.Part(False, reason))
+        assert load.without_library() == expected

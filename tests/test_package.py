@@ -73,3 +73,40 @@ def test_no_public_name_hides_a_module(folder):
             assert getattr(package, info.name) is module, f"soatfast.{folder}.{info.name} is a module as well"
     if folder in sf.__all__:
         assert getattr(sf, folder) is package
+
+
+HIDDEN = """
+import sys
+class Hidden:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] in {hidden}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+"""
+EXTRAS = {"accelerate", "docstring_parser", "jinja2", "matplotlib", "rich", "scipy", "sklearn", "torchmetrics", "tyro"}
+
+
+def test_torch_numpy_and_safetensors_are_enough_for_the_library():
+    """Attacks, losses, memory, solvers and evaluation; training and the command say which extra they need."""
+    program = (
+        HIDDEN.format(hidden=EXTRAS)
+        + """
+import torch, soatfast as sf
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+x, y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+found = sf.evaluate.suite(model, [(x, y)], {"pgd": sf.PGD(eps=0.1)}, quality=False)
+assert "pgd" in found.table().to_markdown().lower()
+sf.SCORPIO(eps=0.1)(model, x, y).backward()
+try:
+    sf.train
+except ImportError as error:
+    assert str(error) == "soatfast.train: the package accelerate is missing: pip install 'soatfast[train]'", error
+else:
+    raise SystemExit("sf.train needs accelerate")
+from soatfast.commands.main import main
+sys.exit(main(["doctor"]))
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == "error: the package rich is missing: pip install 'soatfast[cli]'\n"

@@ -36,3 +36,7 @@ const Kernels& kernels() {
 extern "C" __attribute__((visibility("default"))) const char* soatfast_cpu_isa() {
   return soatfast::cpu::kernels().isa;
 }
+
+// libstdc++ asks it whether shared_ptr may count without atomics, where glibc has it (2.32). The library's own answer
+// is no, so that it also loads where glibc has none.
+extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;

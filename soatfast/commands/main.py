@@ -49,6 +49,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at exit
         return 1
+    except ImportError as error:
+        from soatfast.runs.errors import extra_of
+
+        text = extra_of(error)
+        if debug or not text:
+            raise
+        print(f"error: {text.replace('soatfast[train]', 'soatfast[cli]')}", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug or not _is_users(error):
             raise

@@ -50,6 +50,21 @@ def tables() -> CompareConfig:
     )
 
 
+def quick() -> CompareConfig:
+    """A result in seconds: 8x8 digits, three methods, few epochs. Its figures show what a table looks like, no more."""
+    return CompareConfig(
+        preset="quick",
+        run_dir=Path("runs/quick"),
+        methods=("standard", "pgd10", "scorpio"),
+        attacks=("clean", "fgsm", "pgd40"),
+        data="digits8",
+        eps=0.1,
+        train_samples=600,
+        test_samples=200,
+        train=TrainConfig(epochs=4, batch_size=50, lr=3e-3, eps_ramp_epochs=2),
+    )
+
+
 def fast() -> TrainingConfig:
     """The fastest known road to a robust CIFAR-10 model at Linf 8/255: docs/natural-images.md."""
     return TrainingConfig(
@@ -96,4 +111,5 @@ def defaults(words: Sequence[str]) -> CompareConfig | TrainingConfig:
     wanted += [word.partition("=")[2] for word in words if word.startswith("--preset=")]
     if words[:1] == ["train"]:
         return fast() if wanted == ["fast"] else TrainingConfig()
-    return tables() if wanted == ["tables"] else CompareConfig()
+    made = {"tables": tables, "quick": quick}.get(wanted[0] if len(wanted) == 1 else "", CompareConfig)
+    return made()

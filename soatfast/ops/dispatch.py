@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -44,8 +45,20 @@ def backend(name: Literal["auto", "reference"]) -> Iterator[None]:
         _choice = previous
 
 
+_twins_unsaid = load.without_library()
+
+
 def kernel(name: str) -> Callable:
+    if _twins_unsaid and _choice == "auto":
+        _say_twins()
     return getattr(reference, name) if _choice == "reference" else getattr(_ops, name).default
+
+
+def _say_twins() -> None:
+    global _twins_unsaid
+    reason, _twins_unsaid = _twins_unsaid, ""
+    text = f"the PyTorch twins serve soatfast's ops on the CPU, which takes longer: {reason}"
+    warnings.warn(text, load.NativeWarning, stacklevel=4)
 
 
 def choice() -> str:

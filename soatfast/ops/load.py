@@ -33,6 +33,16 @@ parts: dict[str, Part] = {}
 served_by: dict[tuple[str, str], str] = {}  # (op, "CPU" | "CUDA") -> "C++", "CUDA C++" or "Triton"
 
 
+class NativeWarning(UserWarning):
+    """The C++ library was not built or does not load: the PyTorch twins serve the ops, which take longer."""
+
+
+def without_library() -> str:
+    """Why the twins serve the CPU, where nobody asked for that; else empty."""
+    part = parts["ops_cpu"]
+    return "" if part.loaded or "switched off" in part.reason else part.reason
+
+
 def build_info() -> dict[str, Any]:
     """What setup.py noted when the package was built; empty in a source tree that was never built."""
     return json.loads(_INFO.read_text()) if _INFO.is_file() else {}
@@ -68,7 +78,7 @@ def _load(name: str, key: str, language: str) -> Part:
     if not path.is_file():
         facts = build_info().get(name)
         if facts is None:
-            return Part(False, "not built: the package runs from sources that were not installed")
+            return Part(False, "not built: the package runs from sources, or from a wheel without libraries")
         return Part(False, f"not built: {facts.get('reason', 'the file is gone')}", broken=bool(facts.get("built")))
     before = _kernels(key)
     try:

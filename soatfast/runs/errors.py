@@ -18,6 +18,16 @@ class Terminated(SystemExit):
         super().__init__(143)
 
 
+_EXTRAS = {"train": ("accelerate", "rich"), "cli": ("docstring_parser", "jinja2", "matplotlib", "scipy", "tyro")}
+
+
+def extra_of(error: ImportError) -> str:
+    """What installs the package that an import lacks, in words; empty where it belongs to no extra."""
+    name = (error.name or "").partition(".")[0]
+    found = next((extra for extra, names in _EXTRAS.items() if name in names), None)
+    return f"the package {name} is missing: pip install 'soatfast[{found}]'" if found else ""
+
+
 class MissingDataError(UserError):
     """A data set is not there, its package is not installed, or one of its files is damaged."""
 

@@ -7,19 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 
 class Progress:
@@ -94,6 +88,15 @@ class RichProgress(Progress):
     """Two bars: all pieces of work, and the training under way with its epoch, loss and remaining time."""
 
     def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
         self.console = console
         self.bars = Bars(
             TextColumn("{task.description}"),
@@ -172,5 +175,7 @@ Report = Callable[[str, int, int | None], None]
 @contextlib.contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Report]:
     """A bar on the terminal: ``with progress_bar() as progress: suite(model, loader, progress=progress)``."""
+    from rich.console import Console
+
     with RichProgress(console or Console()) as bars:
         yield bars.report

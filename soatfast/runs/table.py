@@ -6,10 +6,10 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import rich.box
-import rich.table
+if TYPE_CHECKING:
+    import rich.table
 
 Cell = str | float | Sequence[float] | None
 
@@ -73,6 +73,9 @@ class Table:
 
     def to_rich(self) -> rich.table.Table:
         """For a terminal."""
+        import rich.box
+        import rich.table
+
         table = rich.table.Table(title=self.title, caption=self.note or None, box=rich.box.SIMPLE_HEAD)
         for column in self.columns:
             table.add_column(column.header, justify="right" if self.is_numeric(column) else "left")
