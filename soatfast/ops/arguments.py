@@ -219,6 +219,8 @@ class Layout:
     def rows(self, t: Tensor, name: str, blocks: int = 1) -> Tensor:
         like = self.like
         expected = (blocks * like.shape[0], *self.sample)
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
         if t.shape != expected:
             raise ValueError(f"{name} must have shape {tuple(expected)}, got {tuple(t.shape)}")
         if t.dtype != like.dtype:

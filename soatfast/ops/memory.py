@@ -129,6 +129,8 @@ def replay_step(
     """
     gamma = check_between(gamma, "gamma", 0, 1)
     memory_rows, scale, index, x_rows = _replayed(memory, index, x, scale)
+    if not isinstance(g, Tensor):
+        raise TypeError(f"g must be a tensor, got {type(g).__name__}")
     if g.shape != x.shape or g.dtype != x.dtype or g.device != x.device:
         raise ValueError(f"g must be as x, {x.dtype} {tuple(x.shape)} on {x.device}, got {g.dtype} {tuple(g.shape)}")
     number, tensor = per_sample(eps, "eps", x)
