@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from soatfast.ops.triton._math import clamp, divide, no_less_than_zero, root, sign, smaller
+from soatfast.ops.triton._math import clamp, divide, no_less_than_zero, reciprocal, root, sign, smaller
 from soatfast.ops.triton._row import (
     INF,
     ONE,
@@ -35,9 +35,9 @@ from soatfast.ops.triton._row import (
     row_stats,
     scaled,
     store,
+    unit_lmo,
 )
 from soatfast.ops.triton._select import kth_largest
-from soatfast.ops.triton._threshold import delta_chunk, room_of, split_threshold, unit_step
 
 _MAX_STEPS = tl.constexpr(64)  # of the search for tau: a bound, 4 to 10 are usual
 
@@ -74,7 +74,7 @@ def project_row(
             g = clean(load(g_ptr + base, offs, mask, ACC))
             m, total, level, count = _step_stats(g, source, k, NORM, ON_CHIP, BLOCK, ACC)
             step = (alpha, m, total, level, count)
-            moved += alpha * unit_step(g, step, NORM)
+            moved += alpha * _unit_step(g, step, NORM)
         else:
             step = (0, 0, 0, 0, 0)
         delta = moved - x
@@ -91,7 +91,7 @@ def project_row(
         for start in range(0, entries, BLOCK):
             offs = start + tl.arange(0, BLOCK)  # [BLOCK]
             mask = offs < entries
-            delta, x = delta_chunk(source, step, offs, mask, NORM, STEP, ACC)
+            delta, x = _delta_chunk(source, step, offs, mask, NORM, STEP, ACC)
             delta = _projected(delta, x, number, eps, lower, upper, NORM, EXACT)
             store(out_ptr + base, offs, clamp(x + delta, lower, upper), mask)
 
@@ -118,6 +118,40 @@ def _step_stats(g, source, k, NORM: tl.constexpr, ON_CHIP: tl.constexpr, BLOCK: 
 
 
 @triton.jit
+def _unit_step(g, step, NORM: tl.constexpr):
+    """step_p(g): the unit LMO, but for p = 1 sgn(g)/count on the entries that reach the level. [BLOCK]"""
+    _, m, total, level, count = step
+    if NORM == ONE:
+        chosen = (tl.abs(g) >= level) & (g != 0)
+        value = tl.where(chosen, sign(g) * reciprocal(positive_or_one(count)), 0.0)
+    else:
+        value = unit_lmo(g, 0, m, total, 0, m, m, NORM)
+    return value
+
+
+@triton.jit
+def _delta_chunk(source, step, offs, mask, NORM: tl.constexpr, STEP: tl.constexpr, ACC: tl.constexpr):
+    """(delta, x) of a chunk; 0 beyond the row's end. 2 x [BLOCK]"""
+    x_adv_ptr, g_ptr, x_ptr, base, _ = source
+    moved = load(x_adv_ptr + base, offs, mask, ACC)
+    x = load(x_ptr + base, offs, mask, ACC)
+    if STEP:
+        g = clean(load(g_ptr + base, offs, mask, ACC))
+        moved += step[0] * _unit_step(g, step, NORM)
+    return moved - x, x
+
+
+@triton.jit
+def _room(delta, x, lower, upper, EXACT: tl.constexpr):
+    """Distance to the box in the direction of delta, or infinity. [BLOCK]"""
+    if EXACT:
+        room = tl.where(delta > 0, upper - x, x - lower)
+    else:
+        room = tl.full(delta.shape, float("inf"), delta.dtype)
+    return room
+
+
+@triton.jit
 def _projected(delta, x, number, eps, lower, upper, NORM: tl.constexpr, EXACT: tl.constexpr):
     """delta in the ball, elementwise in the row's number. [BLOCK]"""
     if NORM == INF:
@@ -127,8 +161,10 @@ def _projected(delta, x, number, eps, lower, upper, NORM: tl.constexpr, EXACT: t
         if NORM == TWO:
             size = size * number[0]
         else:
-            size = no_less_than_zero(size.to(tl.float64) - number[0] - number[1] - number[2]).to(delta.dtype)
-        value = sign(delta) * smaller(size, room_of(delta, x, lower, upper, EXACT))
+            size = no_less_than_zero(size - number[0])
+        value = sign(delta) * smaller(size, _room(delta, x, lower, upper, EXACT))
+        if NORM == ONE:
+            value = value * number[1]
     return value
 
 
@@ -148,10 +184,13 @@ def _row_number(
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """(t, 0, 0) for p = 2, tau as (base, middle, rest) for p = 1; nothing to find for p = inf."""
+    """(t, 1) for p = 2, (tau, share) for p = 1; nothing to find for p = inf.
+
+    After a move that is long beside eps, rounding of tau is no small part of eps: the share brings the row's norm back
+    to it.
+    """
     number = tl.zeros([], ACC)
-    base = tl.zeros([], tl.float64)
-    middle, rest = base, base
+    share = number + 1
     if NORM != INF:
         m, total = _delta_stats(delta, source, step, NORM, STEP, ON_CHIP, BLOCK, ACC)
         if NORM == TWO:
@@ -206,16 +245,8 @@ def _row_number(
                 )
                 steps += 1
                 moving = (found == 0) & (steps < _MAX_STEPS)
-            base = number.to(tl.float64)
-            if (number > eps) & (eps > 0):
-                base, middle, rest = split_threshold(
-                    base, delta, x, eps, lower, upper, source, step, NORM, EXACT, STEP, ON_CHIP, BLOCK, ACC
-                )
-    if NORM == ONE:
-        found_number = (base, middle, rest)
-    else:
-        found_number = (number, middle, rest)
-    return found_number
+            share = tl.where((number > eps) & (norm > eps), divide(eps, positive_or_one(norm)), 1.0)
+    return number, share
 
 
 @triton.jit
@@ -236,7 +267,7 @@ def _delta_stats(
     else:
         for start in range(0, source[4], BLOCK):
             offs = start + tl.arange(0, BLOCK)  # [BLOCK]
-            chunk, _ = delta_chunk(source, step, offs, offs < source[4], NORM, STEP, ACC)
+            chunk, _ = _delta_chunk(source, step, offs, offs < source[4], NORM, STEP, ACC)
             m_b, total_b, first_b = row_stats(clean(chunk), offs, m, NORM)
             m, total, first = merge_stats(m, total, first, m_b, total_b, first_b, m, NORM)
     return m, total
@@ -266,7 +297,7 @@ def _row_sums(
         a, b = tl.zeros([], ACC), tl.zeros([], ACC)
         for start in range(0, source[4], BLOCK):
             offs = start + tl.arange(0, BLOCK)  # [BLOCK]
-            chunk, centre = delta_chunk(source, step, offs, offs < source[4], NORM, STEP, ACC)
+            chunk, centre = _delta_chunk(source, step, offs, offs < source[4], NORM, STEP, ACC)
             more_a, more_b = _tile_sums(chunk, centre, number, scale, lower, upper, NORM, EXACT)
             a += more_a
             b += more_b
@@ -282,7 +313,7 @@ def _tile_sums(delta, x, number, scale, lower, upper, NORM: tl.constexpr, EXACT:
     """
     delta = clean(delta)
     size = tl.abs(delta)
-    room = room_of(delta, x, lower, upper, EXACT)
+    room = _room(delta, x, lower, upper, EXACT)
     if NORM == TWO:
         full = size * number >= room
         r = tl.where(full, room, size) * scale
