@@ -67,6 +67,11 @@ def kept_by(p: float) -> int:
     return 2 if norm_kind(p) == GENERAL.value else 1
 
 
+def kept_in_box(p: float, in_box: bool, kept: int) -> int:
+    """The same where ``kept`` live otherwise: the search for the multiplier of ball and box holds float64 tiles."""
+    return 5 if in_box and p == 2 else kept
+
+
 def warps(constexprs: Mapping[str, Any]) -> int:
     """Warps a program: a thread has 8 to 16 float32 entries of each tile, 32 at the longest rows on chip.
 

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from soatfast.ops.constants import accumulate_dtype
 from soatfast.ops.triton._box import box_lmo, box_numbers
-from soatfast.ops.triton._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
+from soatfast.ops.triton._launch import (
+    Constexprs,
+    exponents,
+    kept_in_box,
+    norm_kind,
+    on_device,
+    per_sample,
+    tile,
+    warps,
+)
 from soatfast.ops.triton._math import bits, clamp, reciprocal, scalar
 from soatfast.ops.triton._math import per_sample as sample_number
 from soatfast.ops.triton._row import (
@@ -150,7 +159,8 @@ def frank_wolfe_step_kernel(
 def constexprs(
     entries: int, dtype: torch.dtype, p: float, central: bool, last: bool, in_box: bool = False
 ) -> Constexprs:
-    return {"NORM": norm_kind(p), "CENTRAL": central, "LAST": last, "IN_BOX": in_box, **tile(entries, dtype, 2)}
+    rest = tile(entries, dtype, kept_in_box(p, in_box, 2))
+    return {"NORM": norm_kind(p), "CENTRAL": central, "LAST": last, "IN_BOX": in_box, **rest}
 
 
 def frank_wolfe_step(

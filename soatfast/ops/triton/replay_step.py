@@ -15,7 +15,16 @@ import triton.language as tl
 from torch import Tensor
 
 from soatfast.ops.triton._box import box_lmo, box_numbers
-from soatfast.ops.triton._launch import Constexprs, exponents, norm_kind, on_device, per_sample, tile, warps
+from soatfast.ops.triton._launch import (
+    Constexprs,
+    exponents,
+    kept_in_box,
+    norm_kind,
+    on_device,
+    per_sample,
+    tile,
+    warps,
+)
 from soatfast.ops.triton._math import bits, clamp, reciprocal, scalar
 from soatfast.ops.triton._math import per_sample as sample_number
 from soatfast.ops.triton._memory import check_dense, memory_row, recall, remember, row_scale, store_scale
@@ -159,7 +168,7 @@ def replay_step_kernel(
 
 
 def constexprs(entries: int, dtype: torch.dtype, p: float, in_box: bool = False) -> Constexprs:
-    return {"NORM": norm_kind(p), "IN_BOX": in_box, **tile(entries, dtype, 3)}
+    return {"NORM": norm_kind(p), "IN_BOX": in_box, **tile(entries, dtype, kept_in_box(p, in_box, 3))}
 
 
 def replay_step(
