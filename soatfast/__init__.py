@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from soatfast import losses as losses
     from soatfast import memory as memory
     from soatfast import ops as ops
+    from soatfast import profile as profile
     from soatfast import runs as runs
     from soatfast import solvers as solvers
     from soatfast import testing as testing
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from soatfast.losses import *  # noqa: F403
     from soatfast.memory import *  # noqa: F403
     from soatfast.ops.config import show_config as show_config
+    from soatfast.profile import *  # noqa: F403
     from soatfast.solvers import *  # noqa: F403
 
     __version__: str
     __all__: list[str]
 
-_FLAT = ("gradients", "memory", "solvers", "attacks", "losses")
+_FLAT = ("gradients", "memory", "solvers", "attacks", "losses", "profile")
 """Sub-packages whose ``__all__`` is public here as well."""
 _FOLDERS = (*_FLAT, "ops", "testing", "runs", "evaluate", "explain", "train", "commands", "compat")
 

@@ -133,6 +133,13 @@ def test_the_scripts_of_the_engine_page(monkeypatch):
     assert called and names["x_adv"].dtype == torch.float32 and names["loss"].isfinite()
 
 
+def test_the_script_of_the_profile_page(capsys):
+    names = setting(3, 8, 8)
+    for script in blocks("docs/profile.md"):
+        assert trained(names, script)
+    assert names["report"].typical().attack_passes == 2 and "by soatfast" in capsys.readouterr().out
+
+
 def test_the_scripts_of_the_evaluation_page(tmp_path, capsys):
     names = setting(1, 12, 12) | {"folder": tmp_path}
     for script in blocks("docs/evaluation.md"):

@@ -11,7 +11,7 @@ import soatfast
 ROOT = Path(soatfast.__file__).parent
 ORDER = (
     *("ops", "testing", "gradients", "memory", "solvers", "attacks", "losses", "compat"),
-    *("runs", "evaluate", "explain", "train", "commands"),
+    *("runs", "profile", "evaluate", "explain", "train", "commands"),
 )
 FILES = {
     ".".join(("soatfast", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -26,6 +26,7 @@ MODULES = {
     "soatfast.solvers": "Solvers and curvature",
     "soatfast.evaluate": "Evaluation",
     "soatfast.explain": "Explanations",
+    "soatfast.profile": "Profiling a script",
     "soatfast.train": "Training",
     "soatfast.ops": "Ops",
     "soatfast.compat": "Other libraries' names",

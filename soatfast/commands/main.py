@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "ReportConfig"),
     "tune": ("tune", "TuneConfig"),
     "bench": ("bench", "BenchConfig"),
+    "profile": ("profile", "ProfileConfig"),
     "doctor": ("doctor", "DoctorConfig"),
 }
 """Name -> (file, its configuration). Only the file of the command that is run is imported."""
@@ -33,9 +34,10 @@ _ABOUT = "Second-order adversarial training. --debug or SOATFAST_DEBUG=1 shows t
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, 1 an error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM in a training."""
     words = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in words or os.environ.get("SOATFAST_DEBUG", "0") not in ("", "0")
+    at = _script(words)
+    debug = "--debug" in words[:at] or os.environ.get("SOATFAST_DEBUG", "0") not in ("", "0")
     try:
-        _run([word for word in words if word != "--debug"])
+        return _run([word for word in words[:at] if word != "--debug"], words[at:])
     except KeyboardInterrupt:
         if debug:
             raise
@@ -63,7 +65,18 @@ def main(args: Sequence[str] | None = None) -> int:
         if not _is_said_elsewhere(error):
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
-    return 0
+
+
+def _script(words: list[str]) -> int:
+    """Where the script that `profile` runs begins: the words from there on are the script's."""
+    at = next((i for i, word in enumerate(words) if word != "--debug"), 0)
+    if words[at : at + 1] != ["profile"]:
+        return len(words)
+    at += 1
+    while at < len(words) and words[at].startswith("-"):
+        alone = words[at] in ("--debug", "--help", "-h") or "=" in words[at]
+        at += 1 if alone else 2  # an option and its value
+    return min(at, len(words))
 
 
 def _is_said_elsewhere(error: Exception) -> bool:
@@ -78,26 +91,31 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, (UserError, ValueError, OSError, MemoryError))
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str], script: list[str]) -> int:
+    """Run the command; its exit status."""
     # Imported here: importing takes seconds, and an interruption or error in it is handled as any other.
     from rich.console import Console
 
-    name, config = _parse(words)
+    name, config = _parse([*words, "--", *script] if script else words)
     module = _module(name)
     from soatfast.gradients.allocator import keep_memory
-    from soatfast.runs.progress import make_progress
+    from soatfast.runs.progress import Progress, make_progress
 
-    keep_memory()
+    unchanged = name == "profile"  # what it runs meets no bars, no warnings of ours and no other malloc
+    if not unchanged:
+        keep_memory()
     first = os.environ.get("RANK", "0") == "0"  # which every launcher of several processes sets
     console = Console(quiet=not first)
-    with make_progress(console) as progress, warnings.catch_warnings():
-        warnings.showwarning = _one_line(warnings.showwarning)
+    with Progress() if unchanged else make_progress(console) as progress, warnings.catch_warnings():
+        if not unchanged:
+            warnings.showwarning = _one_line(warnings.showwarning)
         found = module.run(config, progress)
     if first:
         for result in found if isinstance(found, list) else [found]:
             _show(result, console)
         if progress.files:
             print(f"written to {progress.files}")
+    return progress.status
 
 
 def _module(name: str) -> Any:

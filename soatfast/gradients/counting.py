@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import sys
 import threading
@@ -20,9 +21,9 @@ from soatfast.gradients import behind
 from soatfast.gradients.passes import Passes, unwrap
 
 
-@dataclass
-class _Traversal:
-    """One run of the autograd engine through the model."""
+@dataclass(eq=False)
+class Traversal:
+    """One run of the autograd engine through the model; ``outputs`` are the numbers of the forward calls it reached."""
 
     samples: int = 0
     outputs: set[int] = field(default_factory=set)
@@ -40,12 +41,12 @@ class PassCounter:
         self._active = True
         self._depth = 0  # calls of the model that have begun and not ended
         self._wrapped = False  # tensors of vmap or torch.func were seen
-        self._traversals: list[_Traversal] = []
-        self._of_task: dict[int, _Traversal] = {}
-        self._running: dict[int, list[_Traversal]] = {}  # of a thread
-        self._parameters = WeakTensorKeyDictionary()
+        self._traversals: list[Traversal] = []
+        self._of_task: dict[int, Traversal] = {}
+        self._running: dict[int, list[Traversal]] = {}  # of a thread
+        self.parameters = WeakTensorKeyDictionary()  # those that are watched, and what ends it
 
-    def _select(self, parameters: bool) -> list[_Traversal]:
+    def _select(self, parameters: bool) -> list[Traversal]:
         return [
             t
             for t in self._traversals
@@ -77,11 +78,11 @@ class PassCounter:
 
     # ------------------------------------------------------------------------------------------ hooks
 
-    def _on_begin(self, module: nn.Module, args: tuple) -> None:
+    def on_begin(self, module: nn.Module, args: tuple) -> None:
         if not torch.compiler.is_compiling():
             self._depth += 1
 
-    def _on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: object) -> None:
+    def on_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: object) -> None:
         if torch.compiler.is_compiling():
             self.traced = True
             return
@@ -90,7 +91,7 @@ class PassCounter:
             return
         if torch._C._current_graph_task_id() == -1:
             self._running.pop(threading.get_ident(), None)  # of a backward that raised
-        inputs, outputs = list(_tensors((args, kwargs))), list(_tensors(output))
+        inputs, outputs = list(tensors((args, kwargs))), list(tensors(output))
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (*inputs, *outputs)):
             self._wrapped = True
         self.forward += 1
@@ -123,15 +124,15 @@ class PassCounter:
         """Those that need gradients now: under functional_call, or unfrozen in the block, they are others each time."""
         for inner in behind.modules([module]):
             for p in inner._parameters.values():
-                if p is not None and p.requires_grad and p not in self._parameters:
-                    self._parameters[p] = p.register_hook(self._on_parameter)
+                if p is not None and p.requires_grad and p not in self.parameters:
+                    self.parameters[p] = p.register_hook(self._on_parameter)
 
     def _on_parameter(self, _: Tensor) -> None:
         traversal = self._traversal()
         if traversal is not None:
             traversal.reached_parameters = True
 
-    def _traversal(self) -> _Traversal | None:
+    def _traversal(self) -> Traversal | None:
         """Of the run of the autograd engine that calls the hook.
 
         A run inside another (a checkpoint with use_reentrant=True) belongs to it. One inside a forward is the model's
@@ -146,12 +147,25 @@ class PassCounter:
             if running:
                 found = running[-1]
             else:
-                found = _Traversal()
+                found = Traversal()
                 self._traversals.append(found)
                 running.append(found)
-                torch.autograd.Variable._execution_engine.queue_callback(running.clear)  # type: ignore[attr-defined]
+                self.begun(found)
+                end = functools.partial(self._end, running, found)
+                torch.autograd.Variable._execution_engine.queue_callback(end)  # type: ignore[attr-defined]
             self._of_task[task] = found
         return found
+
+    def _end(self, running: list[Traversal], traversal: Traversal) -> None:
+        running.clear()
+        if self._active:
+            self.ended(traversal)
+
+    def begun(self, traversal: Traversal) -> None:
+        """A run of the autograd engine has reached the model: for a subclass that times it."""
+
+    def ended(self, traversal: Traversal) -> None:
+        """It is over; one that raised has no end."""
 
     def doubt(self, module: nn.Module) -> str | None:
         """Why the counts are not known, or None."""
@@ -167,25 +181,25 @@ class PassCounter:
 
     def close(self) -> None:
         self._active = False
-        for handle in list(self._parameters.values()):
+        for handle in list(self.parameters.values()):
             handle.remove()
         self._of_task.clear()
         self._running.clear()
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+def tensors(value: object) -> Iterator[Tensor]:
     """All tensors in a value: in tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for held in value.values():
-            yield from _tensors(held)
+            yield from tensors(held)
     elif isinstance(value, (tuple, list)):
         for held in value:
-            yield from _tensors(held)
+            yield from tensors(held)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for f in dataclasses.fields(value):
-            yield from _tensors(getattr(value, f.name, None))
+            yield from tensors(getattr(value, f.name, None))
 
 
 def _compiled_elsewhere(module: nn.Module) -> bool:
@@ -199,18 +213,18 @@ def _listen(module: nn.Module, counter: PassCounter) -> list[Callable[[], None]]
     """Let the counter see the module's calls; returns what ends that."""
     compiled = module.__dict__.get("_compiled_call_impl")  # by module.compile(), in place
     if compiled is None and not isinstance(module, torch.jit.ScriptModule):
-        begin = module.register_forward_pre_hook(counter._on_begin)
-        end = module.register_forward_hook(counter._on_forward, with_kwargs=True, always_call=True)
+        begin = module.register_forward_pre_hook(counter.on_begin)
+        end = module.register_forward_hook(counter.on_forward, with_kwargs=True, always_call=True)
         return [begin.remove, end.remove]
     inner = module._call_impl if compiled is None else compiled
 
     def call(*args: Any, **kwargs: Any) -> Any:  # a scripted module takes no hooks, a compiled one runs them inside
-        counter._on_begin(module, args)
+        counter.on_begin(module, args)
         output = None
         try:
             output = inner(*args, **kwargs)
         finally:
-            counter._on_forward(module, args, kwargs, output)
+            counter.on_forward(module, args, kwargs, output)
         return output
 
     module.__dict__["_compiled_call_impl"] = call

@@ -21,6 +21,8 @@ class Progress:
 
     files: str = ""
     """What :meth:`wrote` was told."""
+    status: int = 0
+    """Exit status of the command: that of a script which it ran."""
 
     def wrote(self, folder: Path, *names: str) -> None:
         """The command is done, and its results are these files of the folder."""
