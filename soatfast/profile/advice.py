@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from soatfast.profile.looks import THROUGH
 from soatfast.profile.recorder import Call
 from soatfast.profile.steps import Step
 
@@ -15,7 +14,7 @@ def changes(step: Step, call: Call | None, places: list[str]) -> list[str]:
     found = [f"# the passes of the attack begin at {place}" for place in places[:3]]
     mode = "train" if call.training else "eval"
     count = step.attack_passes
-    if "torchattacks" in sys.modules:
+    if places and places[0].endswith(f"{THROUGH}torchattacks"):
         found.append("import soatfast.compat.torchattacks as torchattacks  # was: import torchattacks")
     elif step.repeated >= count > 1:
         found.append("from soatfast.compat.trades import trades_loss  # was: the script's trades_loss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +27,14 @@ _LONGEST = 10  # passes of a timed attack
 _ROUNDS = (3, 9)
 _SECONDS = 20.0  # after so long the rounds end
 
-WEIGHTS, FROZEN, CLEAN, FUSED = (
+WEIGHTS, FROZEN, CLEAN, FUSED, MEMORY = (
     "no unused parameter gradients",
     "frozen weights in the attack passes",
     "shared clean pass",
     "fused steps between the attack passes",
+    "memory that stays",
 )
+NOTHING = "No pass of an attack was seen beside the training passes: there is no attack to make cheaper."
 
 
 @dataclass(frozen=True)
@@ -92,19 +95,22 @@ class Estimate:
 
 
 def estimate(step: Step, call: Call | None, keep_memory: bool = False) -> Estimate:
-    """The savings of a typical step; ``call`` is a forward of its attack."""
-    if not step.attack_passes or call is None:
-        clean = [Saving(CLEAN, step.repeated_seconds)] if step.repeated else []
-        reason = "" if clean else "No pass of an attack was seen beside the training passes: there is nothing to save."
+    """The savings of a typical step; ``call`` is a forward of its attack, or of its training where it has none."""
+    clean = [Saving(CLEAN, step.repeated_seconds)] if step.repeated else []
+    reason = "" if step.attack_passes or clean else NOTHING
+    if call is None:
         return Estimate(step.seconds, tuple(clean), reason)
     try:
         with _undisturbed(call):
-            return _estimate(step, call, keep_memory)
+            savings = _attack_savings(step, call, clean, keep_memory) if step.attack_passes else clean
+            if not step.attack_passes and keep_memory and step.backward_parameters:
+                savings = [*clean, *_memory_of_training(step, call, sum(saving.seconds for saving in clean))]
+            return Estimate(step.seconds, tuple(savings), reason)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return Estimate(step.seconds, reason=f"No estimate: {' '.join(f'{type(error).__name__}: {error}'.split())}")
 
 
-def _estimate(step: Step, call: Call, keep_memory: bool) -> Estimate:
+def _attack_savings(step: Step, call: Call, clean: list[Saving], keep_memory: bool) -> list[Saving]:
     count = min(step.attack_passes, _LONGEST)
     y, objective = _target(call)
     lower, upper = (float(v) for v in call.x.aminmax())
@@ -124,16 +130,11 @@ def _estimate(step: Step, call: Call, keep_memory: bool) -> Estimate:
         return lambda: changed(call.module, call.x, y)
 
     unused = step.unused_gradients > 0
-    now: list[float] = []  # seconds of the plain passes, measured as the script's were
-
-    def watched() -> None:
-        with Recorder() as recorder:
-            _plain(call, y, objective, count, unused)
-        now.append(recorder.rest.forward_seconds + recorder.rest.backward_seconds)
-
+    plain = functools.partial(_plain, call, y, objective, count, unused)
+    watched = _Watch(plain)
     work: dict[str, Callable[[], object]] = {
         "watched": watched,
-        "plain": lambda: _plain(call, y, objective, count, unused),
+        "plain": plain,
         "gradients": gradients,
         "attack": run(),
     }
@@ -142,12 +143,10 @@ def _estimate(step: Step, call: Call, keep_memory: bool) -> Estimate:
         work["bf16"] = run("bf16")
     times = _race(work, device)
     # All passes of a step, as long as they took then: the machine may be faster or slower now.
-    scale = step.attack_seconds / statistics.median(now[1:])
+    scale = step.attack_seconds / watched.median()
     attacked = scale * times["attack"]
     cheaper = scale * (times["plain"] - times["gradients"])
-    savings = [Saving(WEIGHTS if unused else FROZEN, cheaper)]
-    if step.repeated:
-        savings.append(Saving(CLEAN, step.repeated_seconds))
+    savings = [Saving(WEIGHTS if unused else FROZEN, cheaper), *clean]
     savings.append(Saving(FUSED, step.attack_seconds + step.attack_between - attacked - cheaper))
     after = step.seconds - sum(saving.seconds for saving in savings)
     if "bf16" in times:
@@ -156,9 +155,44 @@ def _estimate(step: Step, call: Call, keep_memory: bool) -> Estimate:
         one = attacked / step.attack_passes
         savings.append(Saving("one attack pass with a memory", attacked - one, False))
     if keep_memory and device.type == "cpu" and allocator.keep_memory():
-        kept = _race({"attack": work["attack"]}, device)
-        savings.append(Saving("memory that stays", after * (1 - kept["attack"] / times["attack"]), False))
-    return Estimate(step.seconds, tuple(savings))
+        watched.clear()
+        kept = _race({"watched": watched, "attack": work["attack"]}, device)
+        times_over = step.attack_passes / count
+        faster = watched.median() * times_over / step.attack_seconds  # of a pass, and so of the rest of the step
+        rest = after - attacked
+        savings.append(Saving(MEMORY, after - faster * rest - times_over * kept["attack"], False))
+    return savings
+
+
+def _memory_of_training(step: Step, call: Call, saved: float) -> list[Saving]:
+    """What :func:`keep_memory` saves in a step that has no attack."""
+    if call.x.device.type != "cpu" or not allocator.keep_memory():
+        return []
+    y, objective = _target(call)
+    watched = _Watch(functools.partial(_plain, call, y, objective, 1, True))
+    _race({"watched": watched}, call.x.device)
+    before = step.forward_seconds / step.forward + step.backward_parameters_seconds / step.backward_parameters
+    return [Saving(MEMORY, (step.seconds - saved) * (1 - watched.median() / before), False)]
+
+
+class _Watch:
+    """Runs passes and keeps their seconds, measured as the script's were."""
+
+    def __init__(self, run: Callable[[], object]):
+        self._run = run
+        self._seconds: list[float] = []
+
+    def __call__(self) -> None:
+        with Recorder() as recorder:
+            self._run()
+        self._seconds.append(recorder.rest.forward_seconds + recorder.rest.backward_seconds)
+
+    def clear(self) -> None:
+        self._seconds = []
+
+    def median(self) -> float:
+        """Without the first, which warms up."""
+        return statistics.median(self._seconds[1:])
 
 
 def _target(call: Call) -> tuple[Tensor, Named | Objective]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from soatfast.gradients.counting import tensors
 
 _LIBRARIES = tuple(str(Path(module.__file__ or "").parent) + "/" for module in (torch, sys.modules["soatfast"]))
+THROUGH = ", through "
 _SAMPLED = 2**12  # entries of an input that its fingerprint weighs by their places
 
 
@@ -66,12 +67,14 @@ def read_out(found: list[Any]) -> tuple[Any, ...]:
 
 
 def place() -> str:
-    """The line of the script, outside torch and soatfast, that is being run."""
-    frame = sys._getframe(2)
+    """The line of the script that is being run, and the package through which it calls the model, if any."""
+    frame, through = sys._getframe(2), ""
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(("<", *_LIBRARIES)) and "site-packages" not in name:
-            return f"{name}:{frame.f_lineno}"
+        if not name.startswith(("<", *_LIBRARIES)):
+            if "site-packages" not in name:
+                return f"{name}:{frame.f_lineno}{through}"
+            through = through or THROUGH + str(frame.f_globals.get("__name__")).partition(".")[0]
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 

@@ -167,12 +167,12 @@ def test_ctrl_c_from_outside(script, tmp_path):
 def test_a_process_that_the_script_forks_writes_no_report(script):
     path = script("global child; child = os.fork(); child or os._exit(7); os.waitpid(child, 0)")
     assert profile(path, "out", steps=5) == 0
-    how = "global child; child = os.fork(); print('end', child > 0, flush=True)"
+    how = "global child; child = os.fork(); sys.stdout.write('end\\n'); sys.stdout.flush()"
     path = script(how + "\n    if child: os.waitpid(child, 0)")  # the child goes on to the script's end
     with started("--steps", "50", path, "out") as run:
         out, error = run.communicate(timeout=120)
     assert run.returncode == 0 and error == "" and out.count("written to") == 1, error
-    assert out.count("end ") == out.count("main: ") == 2
+    assert out.count("end\n") == out.count("main: ") == 2
 
 
 @pytest.mark.parametrize(

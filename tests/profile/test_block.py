@@ -404,7 +404,7 @@ def test_no_attack_no_estimate():
     with sf.profile_passes() as report:
         script.train(X)
     estimate = report.estimate()
-    assert "nothing to save" in estimate.reason and estimate.after == estimate.seconds and estimate.speed == 1
+    assert "No pass of an attack" in estimate.reason and estimate.after == estimate.seconds and estimate.speed == 1
     assert report.lines() == []
 
 
