@@ -102,6 +102,7 @@ def estimate(step: Step, call: Call | None, keep_memory: bool = False) -> Estima
         return Estimate(step.seconds, tuple(clean), reason)
     try:
         with _undisturbed(call):
+            call = _of_last(call)
             savings = _attack_savings(step, call, clean, keep_memory) if step.attack_passes else clean
             if not step.attack_passes and keep_memory and step.backward_parameters:
                 savings = [*clean, *_memory_of_training(step, call, sum(saving.seconds for saving in clean))]
@@ -193,6 +194,25 @@ class _Watch:
     def median(self) -> float:
         """Without the first, which warms up."""
         return statistics.median(self._seconds[1:])
+
+
+class _Last(Call):
+    """A call whose output is the last of several, as ART's wrapper returns all layers'."""
+
+    def __call__(self, model: Any, x: Tensor) -> Any:
+        return super().__call__(model, x)[-1]
+
+
+def _of_last(call: Call) -> Call:
+    """The call, or that of its last output where several could be the logits."""
+    with torch.no_grad(), ModelState(call.module, "keep"):
+        returned = call(call.module, call.x)
+    try:
+        outputs.read(returned, len(call.x))
+    except ValueError:
+        if isinstance(returned, (list, tuple)):
+            return _Last(**vars(call))
+    return call
 
 
 def _target(call: Call) -> tuple[Tensor, Named | Objective]:
