@@ -32,8 +32,7 @@ def is_needed(attack: Any) -> bool:
 
 def asks_about_parts(attack: Any) -> bool:
     """Whether an attack asks the model about parts of the batch: those of its samples that are not done yet."""
-    parts = getattr(attack, "compact", False) or getattr(attack, "early_stop", False)
-    return parts or getattr(attack, "tol", None) is not None
+    return getattr(attack, "compact", False) or getattr(attack, "tol", None) is not None
 
 
 def check_entries(value: Tensor, name: str) -> None:

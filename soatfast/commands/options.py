@@ -153,8 +153,8 @@ def _needs(cls: type) -> bool:
 def choice(cls: type) -> type[Choice]:
     """The dataclass of those fields of an attack or loss that the command line can say, with their help.
 
-    >>> [f.name for f in dataclasses.fields(choice(attacks.PGD))]
-    ['objective', 'mode', 'engine', 'output', 'steps', 'step_size', 'random_start', 'restarts', 'best']
+    >>> [f.name for f in dataclasses.fields(choice(attacks.FGSM))]
+    ['objective', 'mode', 'engine', 'output', 'random_start', 'step_size']
     >>> choice(attacks.PGD)(steps=7).make(eps=0.3, p=2).eps
     0.3
     """

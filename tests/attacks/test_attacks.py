@@ -300,7 +300,7 @@ def test_bad_fields(cls, fields, error, message):
         (lambda: FrankWolfe(init="zero"), ValueError, "init must be"),
         (lambda: FrankWolfe(h=0.0), ValueError, "h must be finite and > 0"),
         (lambda: FrankWolfe(h="1"), TypeError, "h must be a number or None, got str"),
-        (lambda: FrankWolfe(p=2, in_box=True), ValueError, "in_box needs p = math.inf"),
+        (lambda: FrankWolfe(p=3, in_box=True), ValueError, r"in_box takes p = 1, 2 or math\.inf, got p = 3"),
         (lambda: ASOD(steps=0), ValueError, "steps must be at least 1"),
         (lambda: ASOD(samples=0), ValueError, "samples must be at least 1, got 0"),
         (lambda: ASOD(sigma=-0.1), ValueError, "sigma must be finite and >= 0, got -0.1"),

@@ -40,12 +40,12 @@ def unit(g, p):
     return g.sign() if p == math.inf else g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
-def project(delta, x, p, eps):
+def project(delta, x, p, eps, bounds):
     if p == math.inf:
         delta = delta.clamp(-eps, eps)
     else:
         delta = delta * (eps / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp_max(1)
-    return (x + delta).clamp(0, 1)
+    return (x + delta).clamp(*bounds)
 
 
 def alone(attack, model, x, y, sign=1.0):
@@ -63,12 +63,12 @@ def alone(attack, model, x, y, sign=1.0):
         if isinstance(attack, FrankWolfe):
             s = attack.eps * unit(g, attack.p)
             v = s if v is None else v + 2 / (k + 1) * (s - v)
-            x_adv = (x + v).clamp(0, 1)
+            x_adv = (x + v).clamp(*attack.bounds)
         else:
             if isinstance(attack, MIFGSM):
                 momentum = attack.decay * momentum + g / g.abs().sum()
                 g = momentum
-            x_adv = project(x_adv + attack.step_size * unit(g, attack.p) - x, x, attack.p, attack.eps)
+            x_adv = project(x_adv + attack.step_size * unit(g, attack.p) - x, x, attack.p, attack.eps, attack.bounds)
     return x_adv, passes
 
 
@@ -82,9 +82,9 @@ ATTACKS = [
     PGD(**LINF, random_start=False, targeted=True),
     PGD(**LINF, random_start=False, mode="keep"),
     MIFGSM(**LINF),
-    MIFGSM(**L2, stop_after=2),
+    MIFGSM(**L2, stop_after=2, bounds=(-9.0, 9.0)),  # the box is far: the step is that of the ball
     FrankWolfe(eps=0.06, steps=5, early_stop=True, init="lmo"),
-    FrankWolfe(eps=0.4, p=2, steps=5, early_stop=True, stop_after=1),
+    FrankWolfe(eps=0.4, p=2, steps=5, early_stop=True, stop_after=1, in_box=False),
     FrankWolfe(eps=0.06, steps=5, early_stop=True, init="lmo", targeted=True),
 ]
 

@@ -66,8 +66,8 @@ def data() -> tuple[Tensor, Tensor]:
 ATTACKS = [
     FrankWolfe(eps=EPS, steps=1),
     FrankWolfe(eps=EPS, steps=2, gamma=0.3),
-    FrankWolfe(eps=EPS, steps=2, p=2, h=1),
-    FrankWolfe(eps=EPS, steps=1, p=1),
+    FrankWolfe(eps=EPS, steps=2, p=2, h=1, in_box=False),
+    FrankWolfe(eps=EPS, steps=1, p=1, in_box=False),
     FrankWolfe(eps=EPS, steps=2, in_box=True),
     PGD(eps=EPS, steps=1),
     PGD(eps=EPS, steps=2, step_size=0.07),

@@ -126,7 +126,7 @@ def test_a_write_that_is_cut_off_leaves_the_last_whole_file(net, loader, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         suite(net, loader, ATTACKS, folder=tmp_path)
     monkeypatch.setattr(os, "replace", real)
-    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.npz", "evaluation.npz.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.npz"}
     with pytest.raises(RunFolderError, match="unfinished evaluation"):
         load_suite(tmp_path)
     found, expected = suite(net, loader, ATTACKS, folder=tmp_path), suite(net, loader, ATTACKS)

@@ -81,6 +81,7 @@ def test_attacks_of_differences_pass_by_the_autocast_of_accelerate():
     accelerate = pytest.importorskip("accelerate")
     net, (x, y) = relu_net(torch.float32), data()
     attack = HAAT(eps=0.1, steps=2, power=2)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # another test's
     try:
         wrapped = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(copy.deepcopy(net))
     finally:
