@@ -1,6 +1,7 @@
 """Attacks: frozen dataclasses, ``attack(model, x, y) -> x_adv``."""
 
 from soatfast.attacks import named, targets
+from soatfast.attacks.apgd import APGD, TargetedAPGD
 from soatfast.attacks.asod import ASOD
 from soatfast.attacks.base import Attack
 from soatfast.attacks.fgsm import FGSM
@@ -19,6 +20,7 @@ from soatfast.attacks.smoothing import ResizePad, gaussian_kernel
 from soatfast.attacks.soae import SOAE
 
 __all__ = [
+    "APGD",
     "ASOD",
     "FGSM",
     "HAAT",
@@ -36,6 +38,7 @@ __all__ = [
     "SimBAResult",
     "SmoothAdv",
     "Smoothed",
+    "TargetedAPGD",
     "TargetedPGD",
     "gaussian_kernel",
     "named",

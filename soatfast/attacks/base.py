@@ -42,10 +42,11 @@ class Attack(ByValue):
         p: order of the norm.
         bounds: the box of valid inputs, (lower, upper); for p = inf also tensors (C, 1, 1). The result always lies in
             it and in the ball.
-        objective: "ce" (cross-entropy), "margin" (max_{j != y} z_j - z_y) or a callable (logits, y) -> (B,); raised. A
-            callable gets the model's output as it is, of any shape, and y of any dtype and shape (B, ...): soft labels,
-            many labels, a segmentation, a regression. Where y are not labels (B,) of logits (B, K), no sample counts as
-            fooled: the objective alone says what is strongest.
+        objective: "ce" (cross-entropy), "margin" (max_{j != y} z_j - z_y), "dlr" (the margin over z_(1) - z_(3), for
+            K >= 3) or a callable (logits, y) -> (B,); raised. A callable gets the model's output as it is, of any
+            shape, and y of any dtype and shape (B, ...): soft labels, many labels, a segmentation, a regression. Where
+            y are not labels (B,) of logits (B, K), no sample counts as fooled: the objective alone says what is
+            strongest.
         targeted: y is the class to reach; the objective is lowered.
         mode: state of the model during the attack: "eval", "train" or "keep" (as the caller left it).
         engine: how the passes are run: "eager", or some of "bf16", "fp16", "channels_last", "compile" and "graph"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from soatfast.attacks import (
+    APGD,
     ASOD,
     FGSM,
     HAAT,
@@ -25,6 +26,7 @@ from soatfast.attacks import (
     ResizePad,
     SimBA,
     SmoothAdv,
+    TargetedAPGD,
     TargetedPGD,
     gaussian_kernel,
     named,
@@ -52,7 +54,8 @@ class Row:
     """One attack or loss.
 
     name: on the command line. label: in tables. make: the attack or loss for a task.
-    facts: None for a row that differs from another one in its number of steps only, and for foreign code.
+    facts: None for a row that differs from another one in its number of steps only, for one whose passes hang on who
+        is fooled at x, and for foreign code.
     norms: the orders p that it is for.
     """
 
@@ -301,6 +304,14 @@ ATTACKS: tuple[AttackRow, ...] = (
         "SmoothAdv, 8 draws",
         lambda t: SmoothAdv(eps=t.eps, p=t.p),
         Facts("Salman et al. 2019", _STEPS, "attacks/test_smoothadv.py", {"K": 10}),
+    ),
+    AttackRow("apgd-ce", "APGD-CE", lambda t: APGD(eps=t.eps, p=t.p), norms=_ROUND),
+    AttackRow("apgd-dlr", "APGD-DLR", lambda t: APGD(eps=t.eps, p=t.p, objective="dlr"), norms=_ROUND),
+    AttackRow(
+        "apgd-t",
+        "APGD-T",
+        lambda t: TargetedAPGD(eps=t.eps, p=t.p, classes=min(9, (t.classes or 10) - 1)),
+        norms=_ROUND,
     ),
     AttackRow(
         "autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes or 10), norms=_ROUND

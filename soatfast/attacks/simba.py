@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
+from soatfast.attacks.attempts import chosen
 from soatfast.attacks.base import Attack, Model, check_step_size
 from soatfast.attacks.region import is_needed
 from soatfast.gradients.checks import check_batch
@@ -154,16 +155,11 @@ class SimBA(Attack):
         return SimBAResult(x_adv, queries, fooled)
 
     def _move(self, x_adv: Tensor, x: Tensor, q: Tensor, rows: Tensor) -> Tensor:
-        moved = x_adv + to_multiply(_chosen(self.step_size, rows), "step_size", x) * q
-        return ops.project(moved, x, self.p, _chosen(self.eps, rows), bounds=self.bounds, exact=self.p == 1)
+        moved = x_adv + to_multiply(chosen(self.step_size, rows), "step_size", x) * q
+        return ops.project(moved, x, self.p, chosen(self.eps, rows), bounds=self.bounds, exact=self.p == 1)
 
     def passes(self, batch: int = 1) -> Passes:
         return passes_of(batch, forward=2 * (_STEPS if self.steps is None else self.steps) + 1)
-
-
-def _chosen(per_sample: float | Tensor, rows: Tensor) -> float | Tensor:
-    """A number, or the rows of a tensor that has one number a sample."""
-    return per_sample[rows] if isinstance(per_sample, Tensor) and per_sample.numel() > 1 else per_sample
 
 
 class _Basis:

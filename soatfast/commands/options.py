@@ -26,6 +26,7 @@ from soatfast.attacks import Attack
 from soatfast.attacks.autoattack import require_torchattacks
 from soatfast.attacks.catalogue import AttackRow, Row
 from soatfast.attacks.task import Task, check_ball
+from soatfast.gradients.objectives import Named
 from soatfast.losses import AdversarialTraining, Loss
 from soatfast.runs.errors import UserError
 
@@ -183,7 +184,7 @@ def subcommands(classes: Mapping[str, type], unnamed: str) -> Any:
 def _sayable(name: str, hint: Any) -> Any:
     """The part of a field's type that words can say, or None."""
     if name == "objective":
-        return Literal["ce", "margin"]
+        return Named
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kept = [part for part in parts if part in _SAYABLE or typing.get_origin(part) is Literal]
     if kept in ([], [types.NoneType]):

@@ -1,4 +1,4 @@
-"""Per-sample objectives that an attack raises: cross-entropy and (negative) margin, stable for confident samples.
+"""Per-sample objectives that an attack raises: cross-entropy, (negative) margin and DLR, stable for confident samples.
 
 Each is a differentiable function (logits (B, K), labels (B,)) -> (B,), and has a closed form of its derivative by the
 logits, so that an attack pass needs no autograd graph behind them. Any callable can stand in for a name: it gets what
@@ -18,7 +18,7 @@ from soatfast import ops
 from soatfast.gradients.outputs import as_classes
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-Named = Literal["ce", "margin"]
+Named = Literal["ce", "margin", "dlr"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -47,6 +47,32 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     label = _column(y)
     rival = logits.detach().scatter(1, label, -torch.inf).argmax(1, keepdim=True)
     return (logits.gather(1, rival) - logits.gather(1, label)).squeeze(1)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    r"""(max_{j != y} z_j - z_y) / (z_(1) - z_(3) + 1e-12) per sample, z_(1) >= z_(2) >= ... the sorted logits; K >= 3.
+
+    The difference of logits ratio (Croce and Hein 2020, eq. 6): it does not change where all logits are shifted or
+    multiplied by one number, so that no sample is too confident for a gradient.
+
+    >>> import torch
+    >>> dlr(torch.tensor([[3.0, 1.0, 0.5], [30.0, 10.0, 5.0]]), torch.tensor([0, 0]))
+    tensor([-0.8000, -0.8000])
+    """
+    top = _largest(logits, 3, "dlr").values
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_towards(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    r"""(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12) per sample, t the target (B,); K >= 4 (eq. 7).
+
+    >>> import torch
+    >>> dlr_towards(torch.tensor([[3.0, 1.0, 0.5, 0.5]]), torch.tensor([0]), torch.tensor([2]))
+    tensor([-1.])
+    """
+    top = _largest(logits, 4, "the targeted dlr").values
+    gap = logits.gather(1, _column(target)) - logits.gather(1, _column(y))
+    return gap.squeeze(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
 def kl_divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -119,6 +145,20 @@ def _margin_derivative(logits: Tensor, y: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter_(1, rival, 1.0).scatter_(1, label, -1.0)
 
 
+def _dlr_derivative(logits: Tensor, y: Tensor) -> Tensor:
+    top = _largest(logits, 3, "dlr")
+    width = (top.values[:, :1] - top.values[:, 2:]) + 1e-12
+    ratio = margin(logits, y).unsqueeze(1) / width
+    ends = torch.cat((-ratio, ratio), 1) / width
+    return (_margin_derivative(logits, y) / width).scatter_add_(1, top.indices[:, ::2], ends)
+
+
+def _largest(logits: Tensor, count: int, name: str) -> torch.return_types.topk:
+    if logits.shape[1] < count:
+        raise ValueError(f'{name} compares {count} logits, and the model has {logits.shape[1]}: take "ce" or "margin"')
+    return logits.topk(count, 1)
+
+
 def _autograd_derivative(function: Objective) -> Objective:
     def derivative(logits: Tensor, y: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -138,8 +178,12 @@ def check_values(value: object, samples: int) -> None:
         raise ValueError(f"objective must return shape ({samples},), one value a sample, got {came}")
 
 
-OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin}
-_DERIVATIVES: dict[str, Objective] = {"ce": ops.cross_entropy_derivative, "margin": _margin_derivative}
+OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+_DERIVATIVES: dict[str, Objective] = {
+    "ce": ops.cross_entropy_derivative,
+    "margin": _margin_derivative,
+    "dlr": _dlr_derivative,
+}
 
 
 def resolve(objective: str | Objective) -> tuple[Objective, Objective]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from soatfast.attacks import (
+    APGD,
     ASOD,
     FGSM,
     HAAT,
@@ -20,6 +21,7 @@ from soatfast.attacks import (
     NearPGD,
     SimBA,
     SmoothAdv,
+    TargetedAPGD,
     TargetedPGD,
     gaussian_kernel,
 )
@@ -259,6 +261,7 @@ def test_plain_callable_as_model(deterministic):
 
 
 CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, PIFGSM, Jitter, SmoothAdv, SimBA, TargetedPGD]
+CLASSES += [APGD, TargetedAPGD]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
