@@ -18,6 +18,7 @@ from soatfast.attacks.simba import SimBA, SimBAResult
 from soatfast.attacks.smoothadv import SmoothAdv, Smoothed
 from soatfast.attacks.smoothing import ResizePad, gaussian_kernel
 from soatfast.attacks.soae import SOAE
+from soatfast.attacks.square import Square
 
 __all__ = [
     "APGD",
@@ -38,6 +39,7 @@ __all__ = [
     "SimBAResult",
     "SmoothAdv",
     "Smoothed",
+    "Square",
     "TargetedAPGD",
     "TargetedPGD",
     "gaussian_kernel",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.attacks.attempts import Attempts, chosen
+from soatfast.attacks.attempts import Attempts, Rows, chosen
 from soatfast.attacks.base import Attack, Model
 from soatfast.gradients.engine import parse
 from soatfast.gradients.objectives import dlr_towards, margin
@@ -228,8 +228,8 @@ class _Towards(InputGradient):
         return margin(logits, y) if self.target is None else dlr_towards(logits, y, self.target)
 
 
-class _Path:
-    """Where the samples of an attempt are: every tensor has one row for each of them.
+class _Path(Rows):
+    """Where the samples of an attempt are.
 
     best, best_g, best_loss: at the point of the greatest loss. last_loss: at the point before. rises: steps that raised
     the loss since the last checkpoint; checked_loss, halved: best_loss and whether s was halved at that checkpoint.
@@ -250,12 +250,6 @@ class _Path:
         self.halved = ~self.fooled
         self.rises = torch.zeros(len(x), device=x.device)
         self.last_loss = torch.zeros(len(x), device=x.device)  # the authors compare the first loss with 0
-
-    def keep(self, index: Tensor) -> None:
-        """Go on with these samples alone."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor) and value.dim():
-                setattr(self, name, value[index])
 
     def note(self, k: int, loss: Tensor, g: Tensor, fooled: Tensor, first: bool) -> None:
         """The pass after k steps; first: the first point that fools is kept, and not the last."""

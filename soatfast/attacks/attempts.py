@@ -50,6 +50,16 @@ class Attempts:
         self.fooled = self.fooled.index_copy(0, rows, before | fooled)
 
 
+class Rows:
+    """Tensors as attributes, each with one row for every sample of an attempt that is still attacked."""
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with these samples alone."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.dim():
+                setattr(self, name, value[index])
+
+
 def chosen(per_sample: float | Tensor, rows: Tensor) -> float | Tensor:
     """A number, or the rows of a tensor that has one number a sample."""
     return per_sample[rows] if isinstance(per_sample, Tensor) and per_sample.numel() > 1 else per_sample

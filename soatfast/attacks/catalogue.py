@@ -26,6 +26,7 @@ from soatfast.attacks import (
     ResizePad,
     SimBA,
     SmoothAdv,
+    Square,
     TargetedAPGD,
     TargetedPGD,
     gaussian_kernel,
@@ -313,6 +314,7 @@ ATTACKS: tuple[AttackRow, ...] = (
         lambda t: TargetedAPGD(eps=t.eps, p=t.p, classes=min(9, (t.classes or 10) - 1)),
         norms=_ROUND,
     ),
+    AttackRow("square", "Square, 500", lambda t: Square(eps=t.eps, p=t.p, steps=500), norms=_ROUND),
     AttackRow(
         "autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes or 10), norms=_ROUND
     ),

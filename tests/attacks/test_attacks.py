@@ -21,6 +21,7 @@ from soatfast.attacks import (
     NearPGD,
     SimBA,
     SmoothAdv,
+    Square,
     TargetedAPGD,
     TargetedPGD,
     gaussian_kernel,
@@ -261,7 +262,7 @@ def test_plain_callable_as_model(deterministic):
 
 
 CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, PIFGSM, Jitter, SmoothAdv, SimBA, TargetedPGD]
-CLASSES += [APGD, TargetedAPGD]
+CLASSES += [APGD, TargetedAPGD, Square]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
