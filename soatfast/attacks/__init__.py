@@ -4,6 +4,7 @@ from soatfast.attacks import named, targets
 from soatfast.attacks.apgd import APGD, TargetedAPGD
 from soatfast.attacks.asod import ASOD
 from soatfast.attacks.base import Attack
+from soatfast.attacks.fab import TargetedFAB
 from soatfast.attacks.fgsm import FGSM
 from soatfast.attacks.frank_wolfe import FrankWolfe
 from soatfast.attacks.haat import HAAT
@@ -41,6 +42,7 @@ __all__ = [
     "Smoothed",
     "Square",
     "TargetedAPGD",
+    "TargetedFAB",
     "TargetedPGD",
     "gaussian_kernel",
     "named",

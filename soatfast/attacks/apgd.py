@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from soatfast import ops
-from soatfast.attacks.attempts import Attempts, Rows, chosen
+from soatfast.attacks.attempts import Attempts, Rows, Towards, chosen
 from soatfast.attacks.base import Attack, Model
 from soatfast.gradients.engine import parse
-from soatfast.gradients.objectives import dlr_towards, margin
+from soatfast.gradients.objectives import dlr_towards
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops.arguments import as_column, check_between, check_steps, to_multiply
@@ -103,7 +103,7 @@ class APGD(Attack):
         ends = set(_checkpoints(self.steps))
         since = 0
         for k in range(self.steps + 1):
-            if isinstance(oracle, _Towards):
+            if isinstance(oracle, Towards):
                 oracle.target = path.target
             loss, g = self._pass(oracle, path, last=k == self.steps)
             fooled = oracle.fooled(path.y)
@@ -192,11 +192,11 @@ class TargetedAPGD(APGD):
         if self.objective != "ce":
             raise ValueError(f'TargetedAPGD has a loss of its own: leave objective at "ce", got {self.objective!r}')
 
-    def oracle(self, model: Model) -> _Towards:
-        return _Towards(self, model)
+    def oracle(self, model: Model) -> Towards:
+        return Towards(self, model, dlr_towards)
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
-        if not isinstance(oracle, _Towards):
+        if not isinstance(oracle, Towards):
             raise TypeError(f"TargetedAPGD needs its own oracle, attack.oracle(model), got {type(oracle).__name__}")
         oracle.target = None
         attempts = Attempts(self, oracle, x, y)
@@ -213,19 +213,6 @@ class TargetedAPGD(APGD):
 
     def _attempts(self) -> int:
         return self.restarts * self.classes
-
-
-class _Towards(InputGradient):
-    """The targeted DLR loss of the pass's rows; the margin where no target is set."""
-
-    def __init__(self, attack: TargetedAPGD, model: Model):
-        super().__init__(
-            model, self._dlr, attack.mode, attack.engine, output=attack.output, forward=attack.forward, classes=True
-        )
-        self.target: Tensor | None = None
-
-    def _dlr(self, logits: Tensor, y: Tensor) -> Tensor:
-        return margin(logits, y) if self.target is None else dlr_towards(logits, y, self.target)
 
 
 class _Path(Rows):

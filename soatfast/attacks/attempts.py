@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from soatfast.gradients.objectives import margin
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.parts import takes_parts
 from soatfast.ops.arguments import as_column
@@ -48,6 +49,20 @@ class Attempts:
         self.x_adv = self.x_adv.index_copy(0, rows, torch.where(as_column(better, x_adv), x_adv, self.x_adv[rows]))
         self._loss = self._loss.index_copy(0, rows, torch.where(better, loss, self._loss[rows]))
         self.fooled = self.fooled.index_copy(0, rows, before | fooled)
+
+
+class Towards(InputGradient):
+    """The gradient of a loss (logits, y, target) -> (B,), target (B,) being set before a pass; the margin without."""
+
+    def __init__(self, attack: Any, model: Any, loss: Callable[[Tensor, Tensor, Tensor], Tensor]):
+        super().__init__(
+            model, self._value, attack.mode, attack.engine, output=attack.output, forward=attack.forward, classes=True
+        )
+        self._towards = loss
+        self.target: Tensor | None = None
+
+    def _value(self, logits: Tensor, y: Tensor) -> Tensor:
+        return margin(logits, y) if self.target is None else self._towards(logits, y, self.target)
 
 
 class Rows:

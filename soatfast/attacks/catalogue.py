@@ -28,6 +28,7 @@ from soatfast.attacks import (
     SmoothAdv,
     Square,
     TargetedAPGD,
+    TargetedFAB,
     TargetedPGD,
     gaussian_kernel,
     named,
@@ -314,6 +315,7 @@ ATTACKS: tuple[AttackRow, ...] = (
         lambda t: TargetedAPGD(eps=t.eps, p=t.p, classes=min(9, (t.classes or 10) - 1)),
         norms=_ROUND,
     ),
+    AttackRow("fab-t", "FAB-T", lambda t: TargetedFAB(eps=t.eps, p=t.p, classes=min(9, (t.classes or 10) - 1))),
     AttackRow("square", "Square, 500", lambda t: Square(eps=t.eps, p=t.p, steps=500), norms=_ROUND),
     AttackRow(
         "autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes or 10), norms=_ROUND

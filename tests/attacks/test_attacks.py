@@ -23,6 +23,7 @@ from soatfast.attacks import (
     SmoothAdv,
     Square,
     TargetedAPGD,
+    TargetedFAB,
     TargetedPGD,
     gaussian_kernel,
 )
@@ -262,7 +263,7 @@ def test_plain_callable_as_model(deterministic):
 
 
 CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, PIFGSM, Jitter, SmoothAdv, SimBA, TargetedPGD]
-CLASSES += [APGD, TargetedAPGD, Square]
+CLASSES += [APGD, TargetedAPGD, Square, TargetedFAB]
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -63,7 +63,7 @@ def test_the_verdicts_in_float32(p):
 
 
 def test_a_linear_model_has_the_closed_form():
-    """-eps sgn(w) wherever a square can lie: the draw never reaches the last row and column, as in the authors' code."""
+    """-eps sgn(w) wherever a square can lie; the draw never reaches the last row and column, as in the authors'."""
     model = linear_net()
     x = 0.5 + 0.01 * batch(n=8)[0]
     y = model(x).argmax(1)
