@@ -165,25 +165,25 @@ class TargetedAPGD(APGD):
     more, and ``objective`` stays as it is.
 
     Args:
-        classes: how many targets are tried, each with ``restarts`` attempts of the samples not fooled yet; at most
+        targets: how many classes are tried, each with ``restarts`` attempts of the samples not fooled yet; at most
             K - 1.
 
     All else as :class:`APGD`. Defaults of the paper: 9 targets of 100 steps.
 
-    Passes: as APGD's, with R times ``classes`` attempts.
+    Passes: as APGD's, with R times ``targets`` attempts.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5))
-    >>> attack = TargetedAPGD(eps=0.1, steps=5, classes=2)
+    >>> attack = TargetedAPGD(eps=0.1, steps=5, targets=2)
     >>> attack(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 2])).shape, attack.passes().forward
     (torch.Size([2, 1, 2, 2]), 13)
     """
 
-    classes: int = 9
+    targets: int = 9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_steps(self.classes, "classes")
+        check_steps(self.targets, "targets")
         if self.targeted:
             raise ValueError(
                 "TargetedAPGD is given the true labels and picks its targets; to reach labels of yours take "
@@ -201,18 +201,18 @@ class TargetedAPGD(APGD):
         oracle.target = None
         attempts = Attempts(self, oracle, x, y)
         count = attempts.clean.shape[1]
-        if self.classes > count - 1 or count < 4:
+        if self.targets > count - 1 or count < 4:
             raise ValueError(
-                f"TargetedAPGD has {self.classes} targets and needs K > classes and K >= 4, got K = {count}"
+                f"TargetedAPGD has {self.targets} targets and needs K > targets and K >= 4, got K = {count}"
             )
         order = attempts.clean.sort(1).indices
-        for number, rows in attempts.rounds(self.classes * self.restarts):
+        for number, rows in attempts.rounds(self.targets * self.restarts):
             target = order[:, -2 - number // self.restarts]
             self._attempt(oracle, x, y, rows, attempts, target[rows])
         return attempts.x_adv
 
     def _attempts(self) -> int:
-        return self.restarts * self.classes
+        return self.restarts * self.targets
 
 
 class _Path(Rows):

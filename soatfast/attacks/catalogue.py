@@ -312,10 +312,10 @@ ATTACKS: tuple[AttackRow, ...] = (
     AttackRow(
         "apgd-t",
         "APGD-T",
-        lambda t: TargetedAPGD(eps=t.eps, p=t.p, classes=min(9, (t.classes or 10) - 1)),
+        lambda t: TargetedAPGD(eps=t.eps, p=t.p, targets=min(9, (t.classes or 10) - 1)),
         norms=_ROUND,
     ),
-    AttackRow("fab-t", "FAB-T", lambda t: TargetedFAB(eps=t.eps, p=t.p, classes=min(9, (t.classes or 10) - 1))),
+    AttackRow("fab-t", "FAB-T", lambda t: TargetedFAB(eps=t.eps, p=t.p, targets=min(9, (t.classes or 10) - 1))),
     AttackRow("square", "Square, 500", lambda t: Square(eps=t.eps, p=t.p, steps=500), norms=_ROUND),
     AttackRow(
         "autoattack", "AutoAttack", lambda t: AutoAttack(eps=t.eps, p=t.p, classes=t.classes or 10), norms=_ROUND

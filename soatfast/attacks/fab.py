@@ -32,7 +32,7 @@ class TargetedFAB(Attack):
         steps: of each attempt.
         restarts: attempts a target, of the samples that are not fooled yet; all but the first start at random, at half
             the radius.
-        classes: how many targets are tried; at most K - 1.
+        targets: how many classes are tried; at most K - 1.
         alpha_max, eta, beta: the paper's: bias towards x in [0, 1], overshoot > 0, step back in [0, 1].
         early_stop: a sample leaves once a point in the ball fools the model; one host read a step. False: it goes on to
             nearer ones, as the authors' code has it.
@@ -47,7 +47,7 @@ class TargetedFAB(Attack):
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     >>> x = torch.rand(3, 1, 2, 2)
-    >>> attack = TargetedFAB(eps=0.3, steps=5, classes=2)
+    >>> attack = TargetedFAB(eps=0.3, steps=5, targets=2)
     >>> x_adv = attack(model, x, torch.tensor([0, 1, 0]))
     >>> bool((x_adv - x).abs().max() <= 0.3 + 1e-6), attack.passes().forward
     (True, 21)
@@ -55,7 +55,7 @@ class TargetedFAB(Attack):
 
     steps: int = 100
     restarts: int = 1
-    classes: int = 9
+    targets: int = 9
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
@@ -66,7 +66,7 @@ class TargetedFAB(Attack):
         super().__post_init__()
         if self.p not in (1, 2, math.inf):
             raise ValueError(f"p must be 1, 2 or math.inf for TargetedFAB, got {self.p!r}")
-        for name in ("steps", "restarts", "classes"):
+        for name in ("steps", "restarts", "targets"):
             check_steps(getattr(self, name), name)
         check_between(self.alpha_max, "alpha_max", 0, 1)
         check_between(self.beta, "beta", 0, 1)
@@ -85,10 +85,10 @@ class TargetedFAB(Attack):
         oracle.target = None
         attempts = Attempts(self, oracle, x, y)
         count = attempts.clean.shape[1]
-        if self.classes > count - 1:
-            raise ValueError(f"TargetedFAB has {self.classes} targets, and the model {count - 1} wrong classes")
+        if self.targets > count - 1:
+            raise ValueError(f"TargetedFAB has {self.targets} targets, and the model {count - 1} wrong classes")
         order = attempts.clean.sort(1).indices
-        for number, rows in attempts.rounds(self.classes * self.restarts):
+        for number, rows in attempts.rounds(self.targets * self.restarts):
             target, restart = order[rows, -2 - number // self.restarts], number % self.restarts
             self._attempt(oracle, x, y, rows, attempts, target, restart > 0)
         return attempts.x_adv
@@ -134,7 +134,7 @@ class TargetedFAB(Attack):
         return (x + to_multiply(near.eps, "eps", x) * t / length * 0.5).clamp(*self.bounds)  # type: ignore[arg-type]
 
     def passes(self, batch: int = 1) -> Passes:
-        steps = self.restarts * self.classes * self.steps
+        steps = self.restarts * self.targets * self.steps
         return passes_of(batch, forward=1 + 2 * steps, backward_input=steps)
 
 

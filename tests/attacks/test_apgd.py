@@ -72,7 +72,7 @@ def test_targeted_images_are_torchattacks(net, p):
     x, y = right_batch(model, 10)
     for part in [slice(None)] if p == math.inf else [slice(i, i + 1) for i in range(4)]:
         want = theirs("APGDT", model, x[part], y[part], p, EPS[p], 12, n_classes=4)
-        attack = TargetedAPGD(eps=EPS[p], p=p, steps=12, classes=3, early_stop=False, generator=seeded())
+        attack = TargetedAPGD(eps=EPS[p], p=p, steps=12, targets=3, early_stop=False, generator=seeded())
         got = attack(model, x[part], y[part])
         fooled = model(got).argmax(1) != y[part]
         assert torch.equal(fooled, model(want).argmax(1) != y[part])
@@ -133,7 +133,7 @@ def test_samples_leave_and_the_passes_are_as_declared():
         left = leaving(model, x, y)
     assert fewer.total().forward_samples < counted.total().forward_samples
     assert torch.equal(model(left).argmax(1) != y, model(x_adv).argmax(1) != y)
-    targeted = TargetedAPGD(eps=1e-6, steps=3, classes=3, restarts=2)
+    targeted = TargetedAPGD(eps=1e-6, steps=3, targets=3, restarts=2)
     with count_passes(model) as counted:
         targeted(model, x[3:], y[3:])
     assert counted.total() == targeted.passes(9) and targeted.passes().forward == 1 + 6 * 4
@@ -169,7 +169,7 @@ def test_a_radius_and_a_mask_for_each(p):
     assert torch.equal(x_adv[~mask], x[~mask]) and (x_adv != x).any()
 
 
-@pytest.mark.parametrize("attack", [APGD(steps=5), TargetedAPGD(steps=3, classes=3)])
+@pytest.mark.parametrize("attack", [APGD(steps=5), TargetedAPGD(steps=3, targets=3)])
 def test_inputs_normalised_outside_the_model(attack):
     model = NETS["conv"](torch.float64)
     norm = Normalized((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
@@ -220,9 +220,9 @@ def test_to_reach_a_class():
         (lambda: APGD(engine="graph"), ValueError, 'APGD takes no engine with "graph"'),
         (lambda: TargetedAPGD(targeted=True), ValueError, r"APGD\(targeted=True\)"),
         (lambda: TargetedAPGD(objective="dlr"), ValueError, "TargetedAPGD has a loss of its own"),
-        (lambda: TargetedAPGD(classes=0), ValueError, "classes must be"),
-        (lambda: TargetedAPGD()(relu_net(), *batch()), ValueError, "has 9 targets and needs K > classes"),
-        (lambda: TargetedAPGD(classes=1)(relu_net(classes=3), *batch(classes=3)), ValueError, "K >= 4, got K = 3"),
+        (lambda: TargetedAPGD(targets=0), ValueError, "targets must be"),
+        (lambda: TargetedAPGD()(relu_net(), *batch()), ValueError, "has 9 targets and needs K > targets"),
+        (lambda: TargetedAPGD(targets=1)(relu_net(classes=3), *batch(classes=3)), ValueError, "K >= 4, got K = 3"),
         (lambda: APGD(objective="dlr")(relu_net(classes=2), *batch(classes=2)), ValueError, "dlr compares 3 logits"),
         (lambda: APGD()(relu_net(), batch()[0], batch()[1] + 9), ValueError, r"labels must lie in 0\.\.3"),
         (lambda: APGD()(relu_net(), batch()[0] - 1, batch()[1]), ValueError, "x"),
@@ -236,7 +236,7 @@ def test_bad_input(make, error, message):
 def test_another_oracle_is_refused():
     model, (x, y) = relu_net(), batch()
     with APGD().oracle(model) as oracle, pytest.raises(TypeError, match="TargetedAPGD needs its own oracle"):
-        TargetedAPGD(classes=3).run(oracle, x, y)
+        TargetedAPGD(targets=3).run(oracle, x, y)
 
 
 def test_an_empty_batch():

@@ -30,7 +30,7 @@ def test_the_images_are_torchattacks(net, p, restarts):
     model = NETS[net](torch.float64)
     x, y = right_batch(model, 16)
     want = theirs(model, x, y, p, EPS[p], 12, seed=3, n_restarts=restarts, n_classes=4)
-    fields = {"eps": EPS[p], "p": p, "steps": 12, "restarts": restarts, "classes": 3}
+    fields = {"eps": EPS[p], "p": p, "steps": 12, "restarts": restarts, "targets": 3}
     got = TargetedFAB(**fields, early_stop=False, generator=seeded(3))(model, x, y)
     fooled = model(got).argmax(1) != y
     assert torch.equal(fooled, model(want).argmax(1) != y) and 3 <= fooled.sum() < 16
@@ -48,7 +48,7 @@ def test_the_nearest_points_in_the_1_norm_are_torchattacks(net):
     peer.target_class = 2
     with reckoned_in(torch.float64), torch.no_grad():
         want = peer.attack_single_run_targeted(x, y)
-    got = TargetedFAB(eps=1e3, p=1, steps=10, classes=1, early_stop=False)(model, x, y)
+    got = TargetedFAB(eps=1e3, p=1, steps=10, targets=1, early_stop=False)(model, x, y)
     assert (want != x).any()
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_the_verdicts_in_float32(p):
     model = NETS["smooth"](torch.float32)
     x, y = right_batch(model, 1000, torch.float32)
     want = theirs(model, x, y, p, EPS[p], 10, torch.float32, n_classes=3)
-    got = TargetedFAB(eps=EPS[p], p=p, steps=10, classes=2)(model, x, y)
+    got = TargetedFAB(eps=EPS[p], p=p, steps=10, targets=2)(model, x, y)
     ours, peers = (model(t).argmax(1) == y for t in (got, want))
     assert 100 < ours.sum() < 900
     assert (ours != peers).sum() <= 1
@@ -122,7 +122,7 @@ def test_a_linear_model_has_the_closed_form(p):
         y = model(x).argmax(1)
         w = model[1].weight[1] - model[1].weight[0]
         h = (model(x)[:, 1] - model(x)[:, 0]).abs() / w.norm({1: math.inf, 2: 2, math.inf: 1}[p])
-    x_adv = TargetedFAB(eps=100.0, p=p, steps=40, classes=1, early_stop=False)(model, x, y)
+    x_adv = TargetedFAB(eps=100.0, p=p, steps=40, targets=1, early_stop=False)(model, x, y)
     assert (model(x_adv).argmax(1) != y).all()
     ratio = (x_adv - x).flatten(1).norm(p, dim=1) / h
     assert ratio.min() > 1 - 1e-9 and ratio.max() < 1.06
@@ -133,11 +133,11 @@ def test_samples_leave_and_the_passes_are_as_declared():
     x, y = batch(n=12)
     y = model(x).argmax(1)
     y[:3] = (y[:3] + 1) % 4
-    whole = TargetedFAB(eps=1e-6, steps=5, classes=3, restarts=2)
+    whole = TargetedFAB(eps=1e-6, steps=5, targets=3, restarts=2)
     with count_passes(model) as counted:
         whole(model, x[3:], y[3:])
     assert counted.total() == whole.passes(9) and whole.passes().forward == 61
-    fewer = TargetedFAB(eps=0.2, steps=5, classes=3)
+    fewer = TargetedFAB(eps=0.2, steps=5, targets=3)
     with count_passes(model) as counted:
         x_adv = fewer(model, x, y)
     assert torch.equal(x_adv[:3], x[:3]), "fooled at x"
@@ -150,10 +150,10 @@ def test_a_radius_for_each_and_a_mask(p):
     x = batch(n=8)[0]
     y = model(x).argmax(1)
     eps = torch.linspace(0, EPS[p] * 5, 8, dtype=torch.float64)
-    x_adv = TargetedFAB(eps=eps, p=p, steps=8, classes=3)(model, x, y)
+    x_adv = TargetedFAB(eps=eps, p=p, steps=8, targets=3)(model, x, y)
     assert ((x_adv - x).flatten(1).norm(p, dim=1) <= eps + 1e-9).all() and (x_adv != x).any()
     mask = torch.rand(1, 4, 4, generator=seeded()) > 0.3
-    x_adv = TargetedFAB(eps=EPS[p] * 20, p=p, steps=8, classes=3, restarts=2, mask=mask)(model, x, y)
+    x_adv = TargetedFAB(eps=EPS[p] * 20, p=p, steps=8, targets=3, restarts=2, mask=mask)(model, x, y)
     assert torch.equal(x_adv[:, ~mask], x[:, ~mask]) and (x_adv != x).any()
 
 
@@ -161,8 +161,8 @@ def test_inputs_normalised_outside_the_model():
     model = NETS["conv"](torch.float64)
     norm = Normalized((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
     x, y = right_batch(model, 8)
-    want = TargetedFAB(eps=0.02, steps=8, classes=3)(model, x, y)
-    got = norm(TargetedFAB(eps=0.02, steps=8, classes=3))(lambda u: model(norm.pixels(u)), norm.inputs(x), y)
+    want = TargetedFAB(eps=0.02, steps=8, targets=3)(model, x, y)
+    got = norm(TargetedFAB(eps=0.02, steps=8, targets=3))(lambda u: model(norm.pixels(u)), norm.inputs(x), y)
     torch.testing.assert_close(norm.pixels(got), want, rtol=0, atol=1e-6)
     assert (want != x).any()
 
@@ -172,7 +172,7 @@ def test_inputs_normalised_outside_the_model():
     [
         (lambda: TargetedFAB(p=3), ValueError, r"p must be 1, 2 or math\.inf for TargetedFAB, got 3"),
         (lambda: TargetedFAB(steps=0), ValueError, "steps must be"),
-        (lambda: TargetedFAB(classes=0), ValueError, "classes must be"),
+        (lambda: TargetedFAB(targets=0), ValueError, "targets must be"),
         (lambda: TargetedFAB(alpha_max=1.5), ValueError, "alpha_max must"),
         (lambda: TargetedFAB(beta=-0.1), ValueError, "beta must"),
         (lambda: TargetedFAB(eta=0), ValueError, "eta must"),
@@ -180,7 +180,7 @@ def test_inputs_normalised_outside_the_model():
         (lambda: TargetedFAB(objective="dlr"), ValueError, "TargetedFAB has a loss of its own"),
         (lambda: TargetedFAB(engine="graph"), ValueError, "engine 'graph' takes the objectives"),
         (lambda: TargetedFAB()(relu_net(), *batch()), ValueError, "has 9 targets, and the model 3 wrong classes"),
-        (lambda: TargetedFAB(classes=3)(relu_net(), batch()[0], batch()[1] + 9), ValueError, r"must lie in 0\.\.3"),
+        (lambda: TargetedFAB(targets=3)(relu_net(), batch()[0], batch()[1] + 9), ValueError, r"must lie in 0\.\.3"),
     ],
 )
 def test_bad_input(make, error, message):
