@@ -40,7 +40,7 @@ class Square(Attack):
         objective: what is raised; the paper's is the margin.
         generator: random numbers; on x's device.
 
-    p is 2 or inf. Images (B, C, H, W); for p = 2 at least 5 pixels high and wide.
+    p is 2 or inf. Images (B, C, H, W).
 
     Defaults of AutoAttack: 5000 queries, share 0.8. One host read a query.
 
@@ -79,9 +79,8 @@ class Square(Attack):
             )
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
-        least = 5 if self.p == 2 else 1
-        if x.dim() != 4 or min(x.shape[-2:]) < least:
-            raise ValueError(f"Square takes images (B, C, H, W), H and W at least {least}, got shape {tuple(x.shape)}")
+        if x.dim() != 4:
+            raise ValueError(f"Square takes images (B, C, H, W), got shape {tuple(x.shape)}")
         attempts = Attempts(self, oracle, x, y)
         for _, rows in attempts.rounds(self.restarts):
             self._attempt(oracle, x, y, rows, attempts)
@@ -182,9 +181,9 @@ class _Bumps(_Squares):
         self._made: dict[int, Tensor] = {}
 
     def start(self, found: _Found) -> Tensor:
-        side = self.height // 5
+        side = max(self.height // 5, 1)
         delta = torch.zeros_like(found.x)
-        first = (self.height - 5 * side) // 2
+        first = max(self.height - 5 * side, 0) // 2
         for row in range(first, first + self.height // side * side, side):
             for column in range(first, first + self.width // side * side, side):
                 bump = self._bump(side) * self._signs(len(found.x), self.channels, 1, 1)
