@@ -4,7 +4,7 @@ from soatfast.attacks import named, targets
 from soatfast.attacks.apgd import APGD, TargetedAPGD
 from soatfast.attacks.asod import ASOD
 from soatfast.attacks.base import Attack
-from soatfast.attacks.fab import TargetedFAB
+from soatfast.attacks.fab import FAB, TargetedFAB
 from soatfast.attacks.fgsm import FGSM
 from soatfast.attacks.frank_wolfe import FrankWolfe
 from soatfast.attacks.haat import HAAT
@@ -24,6 +24,7 @@ from soatfast.attacks.square import Square
 __all__ = [
     "APGD",
     "ASOD",
+    "FAB",
     "FGSM",
     "HAAT",
     "MIFGSM",

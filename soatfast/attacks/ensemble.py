@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soatfast.attacks.apgd import APGD, TargetedAPGD
 from soatfast.attacks.base import Attack, Model
-from soatfast.attacks.fab import TargetedFAB
+from soatfast.attacks.fab import FAB, TargetedFAB
 from soatfast.attacks.square import Square
 from soatfast.gradients.checks import check_batch, check_labels
 from soatfast.gradients.oracle import InputGradient
@@ -37,8 +37,8 @@ class EnsembleResult:
 class Ensemble:
     r"""AutoAttack without another package: APGD-CE, APGD-T, FAB-T and Square, in this order.
 
-    Version "rand", for a model that draws random numbers: APGD-CE and APGD-DLR with 20 gradients at each point. The
-    paper's "plus" is not here: it needs FAB without targets.
+    Version "rand", for a model that draws random numbers: APGD-CE and APGD-DLR with 20 gradients at each point. Version
+    "plus": APGD-CE, APGD-DLR and FAB with 5 attempts each, Square, APGD-T and FAB-T.
 
     A sample's example is the point that fools the model, else that of the greatest margin; x where it is fooled at x.
     With 3 classes APGD-DLR stands in the place of APGD-T, which compares four logits; with 2 nothing does.
@@ -46,7 +46,7 @@ class Ensemble:
     Args:
         eps: radius in input units, images in [0, 1].
         p: 2 or math.inf.
-        version: "standard" or "rand".
+        version: "standard", "plus" or "rand".
         classes: of the model; None: it is asked.
         seed: of the random numbers of each part.
         steps: of APGD and FAB. queries: of Square.
@@ -65,7 +65,7 @@ class Ensemble:
 
     eps: float = 8 / 255
     p: float = math.inf
-    version: Literal["standard", "rand"] = "standard"
+    version: Literal["standard", "plus", "rand"] = "standard"
     classes: int | None = None
     seed: int = 0
     steps: int = 100
@@ -77,8 +77,8 @@ class Ensemble:
         check_radius(self.eps)
         if self.p not in (2, math.inf):
             raise ValueError(f"Ensemble knows p = 2 and math.inf, got {self.p!r}")
-        if self.version not in ("standard", "rand"):
-            raise ValueError(f'version must be "standard" or "rand", got {self.version!r}')
+        if self.version not in ("standard", "plus", "rand"):
+            raise ValueError(f'version must be "standard", "plus" or "rand", got {self.version!r}')
         if self.classes is not None:
             check_steps(self.classes, "classes", least=2)
         check_steps(self.steps)
@@ -127,15 +127,25 @@ class Ensemble:
             generator = torch.Generator(device).manual_seed(self.seed)
             return {"eps": self.eps, "p": self.p, "generator": generator}
 
+        def apgd(**fields: object) -> APGD:
+            return APGD(**ball(), steps=self.steps, **fields)  # type: ignore[arg-type]
+
+        def towards() -> Iterator[tuple[str, Attack]]:
+            if classes > 3:
+                yield "apgd-t", TargetedAPGD(**ball(), steps=self.steps, targets=targets)  # type: ignore[arg-type]
+
+        repeated = {"rand": {"eot": 20}, "plus": {"restarts": 5}, "standard": {}}[self.version]
+        yield "apgd-ce", apgd(**repeated)
+        if classes == 3 or (classes > 3 and self.version != "standard"):
+            yield "apgd-dlr", apgd(**repeated, objective="dlr")
         if self.version == "rand":
-            yield "apgd-ce", APGD(**ball(), steps=self.steps, eot=20)  # type: ignore[arg-type]
-            if classes > 2:
-                yield "apgd-dlr", APGD(**ball(), steps=self.steps, eot=20, objective="dlr")  # type: ignore[arg-type]
             return
-        yield "apgd-ce", APGD(**ball(), steps=self.steps)  # type: ignore[arg-type]
-        if classes == 3:
-            yield "apgd-dlr", APGD(**ball(), steps=self.steps, objective="dlr")  # type: ignore[arg-type]
-        elif classes > 3:
-            yield "apgd-t", TargetedAPGD(**ball(), steps=self.steps, targets=targets)  # type: ignore[arg-type]
-        yield "fab-t", TargetedFAB(**ball(), steps=self.steps, targets=targets)  # type: ignore[arg-type]
+        if self.version == "plus":
+            yield "fab", FAB(**ball(), steps=self.steps, restarts=5)  # type: ignore[arg-type]
+        else:
+            yield from towards()
+            yield "fab-t", TargetedFAB(**ball(), steps=self.steps, targets=targets)  # type: ignore[arg-type]
         yield "square", Square(**ball(), steps=self.queries)  # type: ignore[arg-type]
+        if self.version == "plus":
+            yield from towards()
+            yield "fab-t", TargetedFAB(**ball(), steps=self.steps, targets=targets)  # type: ignore[arg-type]

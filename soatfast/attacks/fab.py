@@ -11,28 +11,28 @@ from torch import Tensor
 from soatfast import ops
 from soatfast.attacks.attempts import Attempts, Rows, Towards, chosen
 from soatfast.attacks.base import Attack, Model
+from soatfast.gradients.engine import parse
 from soatfast.gradients.oracle import InputGradient
 from soatfast.gradients.passes import Passes, passes_of
 from soatfast.ops.arguments import Bounds, as_column, check_between, check_number, check_steps, to_multiply
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TargetedFAB(Attack):
-    r"""The nearest point beyond the boundary to each of the likeliest wrong classes in turn: FAB-T of AutoAttack.
+class FAB(Attack):
+    r"""The nearest point beyond the boundary to any other class, by linearising it again and again (algorithm 1).
 
-        h(z) = z_t - z_y linearised at x_k has the plane P = {u: h(x_k) + <g, u - x_k> = 0}
+        t = argmin_{k != y} |z_k - z_y| / ||grad(z_k - z_y)||_q;   h(u) = z_t - z_y linearised at x_k
+        has the plane P = {u: h(x_k) + <g, u - x_k> = 0}
         d = proj_{P, box}(x_k) - x_k;   d_0 = proj_{P, box}(x) - x;   a = min(||d|| / (||d|| + ||d_0||), alpha_max)
         x_{k+1} = clamp((1 - a)(x_k + eta d) + a (x + eta d_0));   where it fools the model: x + beta (x_{k+1} - x)
 
-    (algorithm 1, with the targets of AutoAttack: t the second, third, ... likeliest class at x). The projections are
-    exact in the p-norm. The example is the nearest point found that fools the model, if it is in the ball; x where
-    there is none. It is called with the true labels and succeeds where the prediction is not y any more.
+    1/p + 1/q = 1. The projections are exact in the p-norm. The example is the nearest point found that fools the model,
+    if it is in the ball; x where there is none.
 
     Args:
         steps: of each attempt.
-        restarts: attempts a target, of the samples that are not fooled yet; all but the first start at random, at half
-            the radius.
-        targets: how many classes are tried; at most K - 1.
+        restarts: attempts, of the samples that are not fooled yet; all but the first start at random, at half the
+            radius.
         alpha_max, eta, beta: the paper's: bias towards x in [0, 1], overshoot > 0, step back in [0, 1].
         early_stop: a sample leaves once a point in the ball fools the model; one host read a step. False: it goes on to
             nearer ones, as the authors' code has it.
@@ -40,22 +40,20 @@ class TargetedFAB(Attack):
 
     p is 1, 2 or inf. It has a loss of its own: ``objective`` stays as it is.
 
-    Defaults of the paper: 100 steps, alpha_max 0.1, eta 1.05, beta 0.9; 9 targets.
+    Defaults of the paper: 100 steps, alpha_max 0.1, eta 1.05, beta 0.9.
 
-    Passes: 1 forward at x; at most 2 R T K forwards and R T K backwards to the input, of T targets and K steps.
+    Passes: 1 forward at x; at most 2 R S forwards and R S (K - 1) backwards to the input, of S steps and K classes.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     >>> x = torch.rand(3, 1, 2, 2)
-    >>> attack = TargetedFAB(eps=0.3, steps=5, targets=2)
-    >>> x_adv = attack(model, x, torch.tensor([0, 1, 0]))
-    >>> bool((x_adv - x).abs().max() <= 0.3 + 1e-6), attack.passes().forward
-    (True, 21)
+    >>> x_adv = FAB(eps=0.3, steps=5)(model, x, torch.tensor([0, 1, 0]))
+    >>> bool((x_adv - x).abs().max() <= 0.3 + 1e-6)
+    True
     """
 
     steps: int = 100
     restarts: int = 1
-    targets: int = 9
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
@@ -64,45 +62,45 @@ class TargetedFAB(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name = type(self).__name__
         if self.p not in (1, 2, math.inf):
-            raise ValueError(f"p must be 1, 2 or math.inf for TargetedFAB, got {self.p!r}")
-        for name in ("steps", "restarts", "targets"):
-            check_steps(getattr(self, name), name)
+            raise ValueError(f"p must be 1, 2 or math.inf for {name}, got {self.p!r}")
+        check_steps(self.steps)
+        check_steps(self.restarts, "restarts")
         check_between(self.alpha_max, "alpha_max", 0, 1)
         check_between(self.beta, "beta", 0, 1)
         check_number(self.eta, "eta")
         if self.targeted:
-            raise ValueError("TargetedFAB is given the true labels and picks its targets, got targeted=True")
+            raise ValueError(f"{name} is given the true labels and picks its targets, got targeted=True")
         if self.objective != "ce":
-            raise ValueError(f'TargetedFAB has a loss of its own: leave objective at "ce", got {self.objective!r}')
-
-    def oracle(self, model: Model) -> Towards:
-        return Towards(self, model, _gap)
+            raise ValueError(f'{name} has a loss of its own: leave objective at "ce", got {self.objective!r}')
+        if parse(self.engine).graph:
+            raise ValueError(
+                f'{name} takes no engine with "graph", whose recordings are of whole batches, got {self.engine!r}'
+            )
 
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
-        if not isinstance(oracle, Towards):
-            raise TypeError(f"TargetedFAB needs its own oracle, attack.oracle(model), got {type(oracle).__name__}")
-        oracle.target = None
         attempts = Attempts(self, oracle, x, y)
-        count = attempts.clean.shape[1]
-        if self.targets > count - 1:
-            raise ValueError(f"TargetedFAB has {self.targets} targets, and the model {count - 1} wrong classes")
-        order = attempts.clean.sort(1).indices
-        for number, rows in attempts.rounds(self.targets * self.restarts):
-            target, restart = order[rows, -2 - number // self.restarts], number % self.restarts
-            self._attempt(oracle, x, y, rows, attempts, target, restart > 0)
+        for restart, rows in attempts.rounds(self.restarts):
+            self._attempt(oracle, x, y, rows, attempts, None, restart > 0)
         return attempts.x_adv
 
     def _attempt(
-        self, oracle: Towards, x: Tensor, y: Tensor, rows: Tensor, attempts: Attempts, target: Tensor, at_random: bool
+        self,
+        oracle: InputGradient,
+        x: Tensor,
+        y: Tensor,
+        rows: Tensor,
+        attempts: Attempts,
+        target: Tensor | None,
+        at_random: bool,
     ) -> None:
         near = _Nearest(x[rows], y[rows], chosen(self.eps, rows), rows, target)
         if at_random:
             near.x_adv = self._start(near)
         for _ in range(self.steps):
-            oracle.target = near.target
-            gap, g = oracle(near.x_adv, near.y)
-            moved = self._step(near, gap.to(x.dtype), self._free(g, near.rows))
+            gap, g = self._boundary(oracle, near)
+            moved = self._step(near, gap.to(x.dtype), g)
             oracle.loss(moved, near.y)
             near.note(moved, oracle.fooled(near.y), self.p, self.beta)
             if self.early_stop and not oracle.state.sharded:
@@ -113,6 +111,20 @@ class TargetedFAB(Attack):
                     attempts.offer(*near.found())
                     near.keep(stay)
         attempts.offer(*near.found())
+
+    def _boundary(self, oracle: InputGradient, near: _Nearest) -> tuple[Tensor, Tensor]:
+        """(h (n,), its gradient) of the class whose linearised boundary is nearest."""
+        logits, last = oracle.jacobian(near.x_adv, near.y)  # of z_k - z_{K-1}
+        slopes = torch.cat((last, torch.zeros_like(last[:, :1])), 1)
+        n, label = torch.arange(len(logits), device=logits.device), near.y.long()
+        slopes = slopes - slopes[n, label].unsqueeze(1)
+        if self.mask is not None:
+            slopes = torch.stack([self._free(part, near.rows) for part in slopes.unbind(1)], 1)
+        gaps = logits - logits.gather(1, label.unsqueeze(1))
+        q = {1: math.inf, 2: 2.0, math.inf: 1.0}[self.p]
+        distance = gaps.abs() / (torch.linalg.vector_norm(slopes.flatten(2), q, dim=2) + 1e-12)
+        best = distance.scatter(1, label.unsqueeze(1), math.inf).argmin(1)
+        return gaps[n, best], slopes[n, best]
 
     def _step(self, near: _Nearest, gap: Tensor, g: Tensor) -> Tensor:
         offset = (g * near.x_adv).flatten(1).sum(1) - gap  # the plane is <g, u> = offset
@@ -133,7 +145,67 @@ class TargetedFAB(Attack):
         length = as_column(ops.lp_norm(t, self.p).to(x.dtype).clamp_min(torch.finfo(x.dtype).tiny), x)
         return (x + to_multiply(near.eps, "eps", x) * t / length * 0.5).clamp(*self.bounds)  # type: ignore[arg-type]
 
-    def passes(self, batch: int = 1) -> Passes:
+    def passes(self, batch: int = 1, classes: int = 10) -> Passes:
+        """Passes of one call, at most, for a model of this number of classes."""
+        steps = self.restarts * self.steps
+        return passes_of(batch, forward=1 + 2 * steps, backward_input=steps * (classes - 1))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetedFAB(FAB):
+    r"""FAB towards each of the likeliest wrong classes in turn: FAB-T of AutoAttack.
+
+    t is the second, third, ... likeliest class at x, so that a step costs one backward whatever K is. It is called with
+    the true labels and succeeds where the prediction is not y any more.
+
+    Args:
+        targets: how many classes are tried, each with ``restarts`` attempts of the samples not fooled yet; at most
+            K - 1.
+
+    All else as :class:`FAB`. Default of AutoAttack: 9 targets.
+
+    Passes: 1 forward at x; at most 2 R T S forwards and R T S backwards to the input, of T targets and S steps.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    >>> x = torch.rand(3, 1, 2, 2)
+    >>> attack = TargetedFAB(eps=0.3, steps=5, targets=2)
+    >>> x_adv = attack(model, x, torch.tensor([0, 1, 0]))
+    >>> bool((x_adv - x).abs().max() <= 0.3 + 1e-6), attack.passes().forward
+    (True, 21)
+    """
+
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_steps(self.targets, "targets")
+
+    def oracle(self, model: Model) -> Towards:
+        return Towards(self, model, _gap)
+
+    def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
+        if not isinstance(oracle, Towards):
+            raise TypeError(f"TargetedFAB needs its own oracle, attack.oracle(model), got {type(oracle).__name__}")
+        oracle.target = None
+        attempts = Attempts(self, oracle, x, y)
+        count = attempts.clean.shape[1]
+        if self.targets > count - 1:
+            raise ValueError(f"TargetedFAB has {self.targets} targets, and the model {count - 1} wrong classes")
+        order = attempts.clean.sort(1).indices
+        for number, rows in attempts.rounds(self.targets * self.restarts):
+            target, restart = order[rows, -2 - number // self.restarts], number % self.restarts
+            self._attempt(oracle, x, y, rows, attempts, target, restart > 0)
+        return attempts.x_adv
+
+    def _boundary(self, oracle: InputGradient, near: _Nearest) -> tuple[Tensor, Tensor]:
+        assert isinstance(oracle, Towards)
+        oracle.target = near.target
+        gap, g = oracle(near.x_adv, near.y)
+        return gap, self._free(g, near.rows)
+
+    def passes(self, batch: int = 1, classes: int = 10) -> Passes:
+        """Passes of one call, at most; the number of classes does not matter."""
         steps = self.restarts * self.targets * self.steps
         return passes_of(batch, forward=1 + 2 * steps, backward_input=steps)
 
@@ -146,7 +218,7 @@ def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 class _Nearest(Rows):
     """The nearest points that fool the model, and how far they are: (n,), infinite where there is none yet."""
 
-    def __init__(self, x: Tensor, y: Tensor, eps: float | Tensor, rows: Tensor, target: Tensor):
+    def __init__(self, x: Tensor, y: Tensor, eps: float | Tensor, rows: Tensor, target: Tensor | None):
         self.x, self.y, self.eps, self.rows, self.target = x, y, eps, rows, target
         self.x_adv = self.nearest = x
         self.distance = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)

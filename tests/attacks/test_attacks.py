@@ -10,6 +10,7 @@ import torch
 from soatfast.attacks import (
     APGD,
     ASOD,
+    FAB,
     FGSM,
     HAAT,
     MIFGSM,
@@ -263,7 +264,7 @@ def test_plain_callable_as_model(deterministic):
 
 
 CLASSES = [FGSM, PGD, NearPGD, FrankWolfe, ASOD, MIFGSM, PIFGSM, Jitter, SmoothAdv, SimBA, TargetedPGD]
-CLASSES += [APGD, TargetedAPGD, Square, TargetedFAB]
+CLASSES += [APGD, TargetedAPGD, Square, FAB, TargetedFAB]
 
 
 @pytest.mark.parametrize("cls", CLASSES)

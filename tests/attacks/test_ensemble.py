@@ -13,26 +13,27 @@ NAME = {2: "L2", math.inf: "Linf"}
 EPS = {2: 0.1, math.inf: 0.008}
 
 
-def theirs(model, x, y, p, dtype, steps, queries):
+def theirs(model, x, y, p, dtype, steps, queries, version="standard"):
     """(their images, how many each part left)."""
     torchattacks = pytest.importorskip("torchattacks")
     with reckoned_in(dtype):
-        whole = torchattacks.AutoAttack(model, norm=NAME[p], eps=EPS[p], n_classes=6, seed=0)._autoattack
-        for attack in whole.attacks[:3]:
-            attack.steps = steps
-        whole.attacks[-1].n_queries = queries
-        whole._accumulate_multi_atk_records, whole._multi_atk_records = True, [0] * 5
+        whole = torchattacks.AutoAttack(
+            model, norm=NAME[p], eps=EPS[p], n_classes=6, seed=0, version=version
+        )._autoattack
+        for attack in whole.attacks:
+            attack.steps, attack.n_queries = steps, queries
+        whole._accumulate_multi_atk_records, whole._multi_atk_records = True, [0] * (len(whole.attacks) + 1)
         return whole(x, y), whole._multi_atk_records
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("p", [2, math.inf])
-def test_each_part_leaves_what_torchattacks_leaves(net, p):
+@pytest.mark.parametrize(("p", "version"), [(2, "standard"), (math.inf, "standard"), (math.inf, "plus")])
+def test_each_part_leaves_what_torchattacks_leaves(net, p, version):
     model = NETS[net](torch.float64)
-    x, y = right_batch(model, 24)
+    (x, y), steps = right_batch(model, 24), 5 if version == "plus" else 10
     y[0] = model(x[:1]).argmax()  # theirs counts the whole batch as right before the first part
-    found = Ensemble(eps=EPS[p], p=p, steps=10, queries=30).search(model, x, y)
-    want, records = theirs(model, x, y, p, torch.float64, 10, 30)
+    found = Ensemble(eps=EPS[p], p=p, version=version, steps=steps, queries=30).search(model, x, y)
+    want, records = theirs(model, x, y, p, torch.float64, steps, 30, version)
     if p == math.inf:  # for p = 2 their targeted APGD takes the first sample's step size for all
         assert [*found.left.values()] == records[: len(found.left)]
     wrong = model(want).argmax(1) != y
@@ -43,7 +44,7 @@ def test_each_part_leaves_what_torchattacks_leaves(net, p):
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4])
 @pytest.mark.parametrize("p", [2, math.inf])
-@pytest.mark.parametrize("version", ["standard", "rand"])
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
 def test_few_classes(classes, p, version):
     model = conv_net(classes=classes).eval()
     x, _ = batch(8, (3, 8, 8), 2, torch.float32)
@@ -51,9 +52,13 @@ def test_few_classes(classes, p, version):
         model[-1].bias -= model(x).mean(0)
         y = model(x).argmax(1) if classes > 1 else (model(x)[:, 0] > 0).long()
     found = Ensemble(eps=1e-6, p=p, version=version, steps=3, queries=5).search(model, x, y)
-    second = [] if classes < 3 else ["apgd-dlr"] if classes == 3 or version == "rand" else ["apgd-t"]
-    last = [] if version == "rand" else ["fab-t", "square"]
-    assert [*found.left] == ["clean", "apgd-ce", *second, *last] and found.left["clean"] == 8
+    dlr, towards = ["apgd-dlr"] * (classes > 2), ["apgd-t"] * (classes > 3)
+    want = {
+        "standard": [*(towards or dlr), "fab-t", "square"],
+        "plus": [*dlr, "fab", "square", *towards, "fab-t"],
+        "rand": dlr,
+    }
+    assert [*found.left] == ["clean", "apgd-ce", *want[version]] and found.left["clean"] == 8
     found = Ensemble(eps=EPS[p] * 5, p=p, version=version, steps=3, queries=5).search(model, x, y)
     assert found.fooled.any() and found.left[next(reversed(found.left))] == (~found.fooled).sum()
 
@@ -77,7 +82,7 @@ def test_an_empty_batch():
     ("make", "error", "message"),
     [
         (lambda: Ensemble(p=1), ValueError, r"Ensemble knows p = 2 and math\.inf, got 1"),
-        (lambda: Ensemble(version="plus"), ValueError, "version must be"),
+        (lambda: Ensemble(version="best"), ValueError, "version must be"),
         (lambda: Ensemble(classes=1), ValueError, "classes must be"),
         (lambda: Ensemble(queries=0), ValueError, "queries must be"),
         (lambda: Ensemble(eps=-1.0), ValueError, "eps must be"),

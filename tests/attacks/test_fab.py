@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import linprog, minimize
 
-from soatfast.attacks import Normalized, TargetedFAB
+from soatfast.attacks import FAB, Normalized, TargetedFAB
 from soatfast.attacks.fab import to_plane
 from soatfast.gradients import count_passes
 from tests.attacks.peers import NETS, reckoned_in, right_batch, seeded
@@ -17,10 +17,10 @@ NAME = {1: "L1", 2: "L2", math.inf: "Linf"}
 EPS = {1: 1.5, 2: 0.2, math.inf: 0.015}
 
 
-def theirs(model, x, y, p, eps, steps, dtype=torch.float64, **fields):
+def theirs(model, x, y, p, eps, steps, dtype=torch.float64, multi_targeted=True, **fields):
     peer = pytest.importorskip("torchattacks").FAB
     with reckoned_in(dtype):
-        return peer(model, norm=NAME[p], eps=eps, steps=steps, multi_targeted=True, **fields)(x, y)
+        return peer(model, norm=NAME[p], eps=eps, steps=steps, multi_targeted=multi_targeted, **fields)(x, y)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -37,6 +37,31 @@ def test_the_images_are_torchattacks(net, p, restarts):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     left = TargetedFAB(**fields, generator=seeded(3))(model, x, y)
     assert torch.equal(fooled, model(left).argmax(1) != y)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("p", [2, math.inf])
+def test_the_images_without_targets_are_torchattacks(net, p):
+    model = NETS[net](torch.float64)
+    x, y = right_batch(model, 16)
+    want = theirs(model, x, y, p, EPS[p], 8, seed=3, n_restarts=2, multi_targeted=False)
+    attack = FAB(eps=EPS[p], p=p, steps=8, restarts=2, early_stop=False, generator=seeded(3))
+    with count_passes(model) as counted:
+        got = attack(model, x, y)
+    assert counted.total().forward == 1 + 2 * 2 * 8 and counted.total().backward_input == 2 * 8 * 5
+    fooled = model(got).argmax(1) != y
+    assert torch.equal(fooled, model(want).argmax(1) != y) and 3 <= fooled.sum() < 16
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_the_passes_without_targets():
+    model = relu_net()
+    x = batch(n=9)[0]
+    y = model(x).argmax(1)
+    attack = FAB(eps=1e-6, steps=5, restarts=2)
+    with count_passes(model) as counted:
+        attack(model, x, y)
+    assert counted.total() == attack.passes(9, classes=4)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -179,6 +204,8 @@ def test_inputs_normalised_outside_the_model():
         (lambda: TargetedFAB(targeted=True), ValueError, "picks its targets"),
         (lambda: TargetedFAB(objective="dlr"), ValueError, "TargetedFAB has a loss of its own"),
         (lambda: TargetedFAB(engine="graph"), ValueError, "engine 'graph' takes the objectives"),
+        (lambda: FAB(engine="graph"), ValueError, 'FAB takes no engine with "graph"'),
+        (lambda: FAB(targeted=True), ValueError, "FAB is given the true labels"),
         (lambda: TargetedFAB()(relu_net(), *batch()), ValueError, "has 9 targets, and the model 3 wrong classes"),
         (lambda: TargetedFAB(targets=3)(relu_net(), batch()[0], batch()[1] + 9), ValueError, r"must lie in 0\.\.3"),
     ],
