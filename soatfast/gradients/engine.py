@@ -57,7 +57,7 @@ class Engine:
     compile: bool = False
     """The model's forward goes through torch.compile, which does not see a hook added to an inner module later."""
     graph: bool = False
-    """Gradients and whole attacks are CUDA graphs (:mod:`soatfast.gradients.graphs`): objectives "ce" and "margin"."""
+    """Gradients and whole attacks are CUDA graphs (:mod:`soatfast.gradients.graphs`): objectives given by name."""
 
     @functools.cached_property
     def is_eager(self) -> bool:

@@ -32,8 +32,8 @@ class InputGradient:
 
     Args:
         model: maps (B, ...) to logits (B, K), K >= 2, or to one sigmoid unit (B,) or (B, 1).
-        objective: "ce", "margin" (max_{j != y} z_j - z_y), or a callable (logits, y) -> (B,), which gets the output as
-            it is, of any shape (B, ...), and y of any dtype and shape.
+        objective: "ce", "margin" (max_{j != y} z_j - z_y), "dlr", or a callable (logits, y) -> (B,), which gets the
+            output as it is, of any shape (B, ...), and y of any dtype and shape.
         mode: "eval" (default), "train", or "keep" (leave every module's flag alone). In train mode batch norm mixes
             the samples of a batch, and its gradients are not per-sample ones.
         engine: how the passes are run: "eager" (default, as the caller has it), or some of "bf16", "fp16",
@@ -85,7 +85,7 @@ class InputGradient:
         self.objective, self._derivative = objectives.resolve(objective)
         if self.engine.graph and not isinstance(objective, str):
             raise ValueError(
-                f'engine {engine!r} takes the objectives "ce" and "margin", got a callable: what it holds '
+                f'engine {engine!r} takes the objectives "ce", "margin" and "dlr", got a callable: what it holds '
                 "would be recorded"
             )
         outputs.check(output, forward)
