@@ -74,7 +74,7 @@ _PAPERS: tuple[float, ...] = (2, math.inf)
 _ATTA, _MEMORY, _ONCE = "ATTA, Zheng et al. 2020", "attacks/test_replay.py", ("N + 1", "N", "1")
 
 LOSSES: tuple[Row, ...] = (
-    Row("standard", "standard", lambda t: CrossEntropy(), Facts("none", ("1", "0", "1"), _LOSSES)),
+    Row("standard", "standard", lambda t: CrossEntropy(), Facts("none", ("1", "0", "1"), "losses/test_objectives.py")),
     Row("pgd10", "PGD-10 training", lambda t: _pgd(t, 10), Facts("Madry et al. 2018", _TRAIN, _LOSSES, {"K": 10})),
     # Four fifths of a digit's pixels are 0: half of the ball around them is out of the box, so v is sought in both.
     Row(

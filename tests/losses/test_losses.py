@@ -39,7 +39,6 @@ def every_pass(loss):
     return dataclasses.replace(loss, attack=dataclasses.replace(loss.attack, rtol=0)) if early else loss
 
 
-# The first row, CrossEntropy, is plain training: its formula is the one that F.cross_entropy has.
 MADE = [every_pass(row.make(TASK)) for row in catalogue.LOSSES]
 LOSSES = [
     *(loss for loss in MADE if getattr(loss, "memory", None) is None),
