@@ -10,6 +10,7 @@ import torch
 
 from soatfast.gradients.device import default_device
 from soatfast.gradients.engine import parse
+from soatfast.gradients.folded import Folding, foldable
 from soatfast.gradients.timing import Timing, candidates, tune
 from soatfast.runs import files
 from soatfast.runs.folder import OPTIONS, write_options
@@ -76,7 +77,7 @@ def _run(config: TuneConfig, progress: Progress) -> Table:
         rounds=config.rounds,
         report=progress.stage,
     )
-    table = _table(config, found, device)
+    table = _table(config, found, device, foldable(model, config.mode))
     listed = {"config": files.describe(config), "device": str(device), "table": table.to_json()}
     files.write_json(config.run_dir / "tune.json", listed)
     files.write_text(config.run_dir / "tune.md", table.to_markdown())
@@ -84,7 +85,7 @@ def _run(config: TuneConfig, progress: Progress) -> Table:
     return table
 
 
-def _table(config: TuneConfig, found: list[Timing], device: torch.device) -> Table:
+def _table(config: TuneConfig, found: list[Timing], device: torch.device, folding: Folding) -> Table:
     columns = [
         Column("engine", "engine"),
         Column("milliseconds", "ms a gradient", 2),
@@ -104,6 +105,8 @@ def _table(config: TuneConfig, found: list[Timing], device: torch.device) -> Tab
         f'engine="{best.engine}". Medians of {config.rounds} turns of {config.steps} gradients, batch '
         f"{config.batch_size}, on {_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}."
     )
+    if folding.total:
+        note += f' By the engines with "folded", {folding}.'
     return Table(f"engines for {config.subject.model} on {config.subject.data}", columns, rows, note)
 
 

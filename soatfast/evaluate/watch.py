@@ -124,7 +124,7 @@ class Watch(nn.Module):
 
     def run(self, attack: Attack, y: Tensor) -> None:
         """The whole attack on x. The model is compiled in here, and what a CUDA graph would record runs eagerly."""
-        layout = "channels_last" if self.engine.channels_last else "eager"
+        layout = dataclasses.replace(self.engine, precision=None, compile=False, graph=False).name
         if (attack.output, attack.forward, attack.engine) != (None, None, layout):
             attack = dataclasses.replace(attack, output=None, forward=None, engine=layout)  # type: ignore[arg-type]
         self.finish(attack(self, self.x, y))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_FLAGS = ("channels_last", "compile", "graph")
+_FLAGS = ("channels_last", "folded", "compile", "graph")
 PARTS = (*_PRECISIONS, *_FLAGS)
 """What an engine's name is made of; "eager" is the engine without any of them."""
 
@@ -22,7 +22,9 @@ Name = Literal[
     "graph",
     "compile",
     "compile+graph",
+    "folded",
     "channels_last",
+    "channels_last+folded",
     "channels_last+graph",
     "channels_last+compile",
     "channels_last+compile+graph",
@@ -30,7 +32,9 @@ Name = Literal[
     "bf16+graph",
     "bf16+compile",
     "bf16+compile+graph",
+    "bf16+folded",
     "bf16+channels_last",
+    "bf16+channels_last+folded",
     "bf16+channels_last+graph",
     "bf16+channels_last+compile",
     "bf16+channels_last+compile+graph",
@@ -38,7 +42,9 @@ Name = Literal[
     "fp16+graph",
     "fp16+compile",
     "fp16+compile+graph",
+    "fp16+folded",
     "fp16+channels_last",
+    "fp16+channels_last+folded",
     "fp16+channels_last+graph",
     "fp16+channels_last+compile",
     "fp16+channels_last+compile+graph",
@@ -54,10 +60,22 @@ class Engine:
     """Autocast to it. Without "compile" and "graph" the weights are cast once an attack."""
     channels_last: bool = False
     """Images lie in memory channels last, and for the time of the attack the convolutions' weights too."""
+    folded: bool = False
+    """Batch norms are folded into the layers before them (:mod:`soatfast.gradients.folded`), anew in every attack."""
     compile: bool = False
     """The model's forward goes through torch.compile, which does not see a hook added to an inner module later."""
     graph: bool = False
     """Gradients and whole attacks are CUDA graphs (:mod:`soatfast.gradients.graphs`): objectives given by name."""
+
+    @functools.cached_property
+    def name(self) -> str:
+        held = [name for name, dtype in _PRECISIONS.items() if dtype == self.precision]
+        return "+".join([*held, *(flag for flag in _FLAGS if getattr(self, flag))]) or "eager"
+
+    @functools.cached_property
+    def is_structural(self) -> bool:
+        """Whether it needs a module, and not any callable."""
+        return self.channels_last or self.folded or self.compile or self.graph
 
     @functools.cached_property
     def is_eager(self) -> bool:
@@ -70,10 +88,10 @@ def parse(name: str) -> Engine:
 
     Raises:
         TypeError: name is no string.
-        ValueError: an unknown or repeated part, or two precisions.
+        ValueError: an unknown or repeated part, two precisions, or "folded" beside "compile" or "graph".
 
     >>> parse("bf16+compile")
-    Engine(precision=torch.bfloat16, channels_last=False, compile=True, graph=False)
+    Engine(precision=torch.bfloat16, channels_last=False, folded=False, compile=True, graph=False)
     """
     if not isinstance(name, str):
         raise TypeError(f"engine must be a string, got {type(name).__name__}")
@@ -84,6 +102,10 @@ def parse(name: str) -> Engine:
     ordered = "+".join(part for part in PARTS if part in parts)
     if parts and ordered != name:
         raise ValueError(f"engine {name!r} is written {ordered!r}")
+    if "folded" in parts and ("compile" in parts or "graph" in parts):
+        raise ValueError(
+            f'engine "folded" changes weights between attacks: it takes no "compile" or "graph", got {name!r}'
+        )
     precision = _PRECISIONS[precisions[0]] if precisions else None
     return Engine(precision, **{flag: flag in parts for flag in _FLAGS})
 

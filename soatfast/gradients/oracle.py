@@ -14,6 +14,7 @@ from soatfast.gradients import engine as engines
 from soatfast.gradients import full_precision, graphs, objectives, outputs
 from soatfast.gradients.cast_weights import CastWeights, casts_once
 from soatfast.gradients.checks import check_labels
+from soatfast.gradients.folded import Fold
 from soatfast.gradients.kernels import has_recurrent, twice_differentiable, without_cudnn
 from soatfast.gradients.passes import unwrap
 from soatfast.gradients.recycled import Recycled
@@ -37,9 +38,8 @@ class InputGradient:
         mode: "eval" (default), "train", or "keep" (leave every module's flag alone). In train mode batch norm mixes
             the samples of a batch, and its gradients are not per-sample ones.
         engine: how the passes are run: "eager" (default, as the caller has it), or some of "bf16", "fp16",
-            "channels_last", "compile" and "graph" joined by "+" (:mod:`soatfast.gradients.engine`). x and the gradient
-            keep x's dtype. Finite differences with tiny steps need full precision. `soatfast tune` measures which is
-            fastest.
+            "channels_last", "folded", "compile" and "graph" joined by "+" (:mod:`soatfast.gradients.engine`). x and the
+            gradient keep x's dtype. Tiny differences need full precision. `soatfast tune` measures which is fastest.
         targeted: y are labels to reach: the objective's sign is turned, it is still to be maximised.
         freeze: False leaves the parameters' ``requires_grad`` alone, for a regulariser whose graph reaches them.
         output: which part of what the model returns: a name, an index or a callable; None: recognised
@@ -78,8 +78,7 @@ class InputGradient:
         if not callable(model):
             raise TypeError(f"model must be a module or a callable, got {type(model).__name__}")
         self.engine = engines.parse(engine)
-        structural = self.engine.compile or self.engine.channels_last or self.engine.graph
-        if structural and not isinstance(model, nn.Module):
+        if self.engine.is_structural and not isinstance(model, nn.Module):
             raise TypeError(f"engine {engine!r} needs an nn.Module, got {type(model).__name__}")
         self.model = unwrap(model) if isinstance(model, nn.Module) else model
         self.objective, self._derivative = objectives.resolve(objective)
@@ -103,6 +102,7 @@ class InputGradient:
         self.state = ModelState(self.model, mode, freeze)
         self._layouts: list[tuple[nn.Parameter, Tensor]] = []
         self._cast: CastWeights | None = None
+        self._fold: Fold | None = None
         self._recurrent = False
         self._plainly = False  # whether a pass is model(x) and no more
         self._labels_checked = False
@@ -119,8 +119,11 @@ class InputGradient:
             self._plainly = self.forward is None and self.engine.is_eager and not self._recurrent
             if self.engine.channels_last and isinstance(self.model, nn.Module):
                 engines.weights_channels_last(self.model, self._layouts, copy=not self.engine.graph)
+            if self.engine.folded and isinstance(self.model, nn.Module):
+                self._fold = Fold(self.model, self.state, self.forward is None, self.engine.precision)
             if self.engine.precision and casts_once(self.engine, self.state.modules):
-                self._cast = CastWeights(self.state.modules, self.engine.precision)
+                folded = self._fold.layers if self._fold else ()
+                self._cast = CastWeights([m for m in self.state.modules if m not in folded], self.engine.precision)
         except BaseException:
             self.__exit__()
             raise
@@ -128,7 +131,7 @@ class InputGradient:
 
     def __exit__(self, *exception: object) -> None:
         engines.put_back(self._layouts)
-        self._layouts, self._cast = [], None
+        self._layouts, self._cast, self._fold = [], None, None
         self.logits = None
         self._labels_checked = self._half_known = False
         self._full_precision = self._half = None
@@ -185,10 +188,13 @@ class InputGradient:
             return self.model(x)
         if not own:
             return self._ask(x)
-        if self._cast is None:
-            return self._run(x)
-        with self._cast.in_use():
-            return self._run(x)
+        with self._folding(), self._cast.in_use() if self._cast else contextlib.nullcontext():
+            returned = self._run(x)
+            return self._run(x) if self._fold and self._fold.strayed() else returned
+
+    def _folding(self) -> contextlib.AbstractContextManager[None]:
+        """A backward may run parts of the forward again, and must find the weights that the forward had."""
+        return self._fold.in_use() if self._fold else contextlib.nullcontext()
 
     def _run(self, x: Tensor) -> Any:
         model = self.model
@@ -252,9 +258,10 @@ class InputGradient:
 
     def _differentiate(self, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(gradient, logits) of one pass at the leaf."""
-        logits = self._forward(leaf, y)
-        assert self.logits is not None
-        return self._slope(logits, leaf, y), self.logits
+        with self._folding():
+            logits = self._forward(leaf, y)
+            assert self.logits is not None
+            return self._slope(logits, leaf, y), self.logits
 
     def _slope(self, logits: Tensor, leaf: Tensor, y: Tensor, keep_graph: bool = False) -> Tensor:
         """The gradient by the leaf, of the logits of the last pass."""
@@ -339,7 +346,7 @@ class InputGradient:
 
         One forward and K - 1 backwards to the input. The objective has no part in it; float16 passes may underflow.
         """
-        with self._grad_enabled(x, self.engine.precision) as leaf:
+        with self._grad_enabled(x, self.engine.precision) as leaf, self._folding():
             logits = self._forward(leaf, y)
             if logits.dim() != 2 or logits.shape[1] < 2:
                 raise ValueError(f"the jacobian needs logits (B, K), got {tuple(logits.shape)}")

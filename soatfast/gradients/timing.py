@@ -16,8 +16,8 @@ from soatfast.gradients.objectives import Named, Objective
 from soatfast.gradients.oracle import InputGradient, Mode
 from soatfast.ops.arguments import check_steps
 
-_PLAIN = ("eager", "channels_last", "compile", "channels_last+compile")
-_HALF = ("bf16", "bf16+channels_last", "bf16+compile", "bf16+channels_last+compile")
+_PLAIN = ("eager", "channels_last", "folded", "channels_last+folded", "compile", "channels_last+compile")
+_HALF = ("bf16", "bf16+channels_last", "bf16+channels_last+folded", "bf16+compile", "bf16+channels_last+compile")
 _CUDA = ("fp16", "fp16+channels_last", "graph", "bf16+graph", "fp16+graph", "bf16+compile+graph")
 
 

@@ -23,7 +23,7 @@ from soatfast.gradients import engine as engine_module
 from soatfast.gradients.engine import Engine, Name, parse
 from soatfast.losses import MART, SCORPIO, TRADES
 
-ENGINES = ["channels_last", "compile", "bf16", "fp16", "bf16+channels_last", "bf16+compile"]
+ENGINES = ["channels_last", "compile", "folded", "bf16", "fp16", "bf16+channels_last", "bf16+folded", "bf16+compile"]
 
 
 @pytest.fixture(autouse=True)
@@ -98,12 +98,19 @@ def test_names_that_are_none(name):
 def test_every_engine_has_one_name_that_type_checkers_know():
     names = typing.get_args(Name)
     engines = [parse(name) for name in names]
-    assert len(set(engines)) == len(engines) == 24
+    assert [engine.name for engine in engines] == list(names)
+    assert len(set(engines)) == len(engines) == 30
     for name in names:
         parts = name.split("+")
         for other in set(itertools.permutations(parts)) - {tuple(parts)}:
             with pytest.raises(ValueError, match=re.escape(f"is written '{name}'")):
                 parse("+".join(other))
+
+
+@pytest.mark.parametrize("name", ["folded+compile", "folded+graph", "bf16+channels_last+folded+compile"])
+def test_folded_takes_no_compile_or_graph(name):
+    with pytest.raises(ValueError, match='takes no "compile" or "graph"'):
+        parse(name)
 
 
 def test_an_engine_is_named_by_a_string():
