@@ -11,7 +11,7 @@ import torch
 from soatfast.gradients.device import default_device
 from soatfast.gradients.engine import parse
 from soatfast.gradients.folded import Folding, foldable
-from soatfast.gradients.timing import Timing, candidates, tune
+from soatfast.gradients.timing import Timing, best_for, candidates, tune
 from soatfast.runs import files
 from soatfast.runs.folder import OPTIONS, write_options
 from soatfast.runs.lock import locked
@@ -38,13 +38,15 @@ class TuneConfig:
     """Mode of the model during the attack: eval, train or keep (as it is)."""
     steps: int = 10
     """Number of gradients of an attack."""
+    gradients: int = 10_000
+    """Number of gradients of the whole job: a compiled engine is taken where the job earns its compiling back."""
     rounds: int = 7
     """Number of timed turns of each engine."""
     seed: int = 0
     """Seed of untrained weights."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "rounds"):
+        for name in ("batch_size", "steps", "rounds", "gradients"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for engine in self.engines:
@@ -92,6 +94,7 @@ def _table(config: TuneConfig, found: list[Timing], device: torch.device, foldin
         Column("speed", "eager's time over it", 2),
         Column("signs", "signs as eager's %", 2),
         Column("cosine", "smallest cosine", 4),
+        Column("start", "start, s", 2),
     ]
     rows: list[dict[str, Any]] = []
     for t in found:
@@ -99,11 +102,17 @@ def _table(config: TuneConfig, found: list[Timing], device: torch.device, foldin
             rows.append({"engine": f"{t.engine} did not run ({t.error})"})
         else:
             rows.append({**vars(t), "signs": 100 * t.signs})
-    best = found[0]
-    note = (
-        f'The fastest is "{best.engine}", {best.speed:.2f} times as fast as eager: attack or loss with '
-        f'engine="{best.engine}". Medians of {config.rounds} turns of {config.steps} gradients, batch '
-        f"{config.batch_size}, on {_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+    best, taken = found[0], best_for(found, config.gradients)
+    note = f'The fastest is "{best.engine}", {best.speed:.2f} times as fast as eager. '
+    if best is not taken:
+        note += (
+            f"Its start of {best.start:.1f} s is earned back after {best.earned_back(taken):.0f} gradients, beside "
+            f'"{taken.engine}", and the job has {config.gradients}. '
+        )
+    note += (
+        f'Take attack or loss with engine="{taken.engine}". Medians of {config.rounds} turns of {config.steps} '
+        f"gradients, batch {config.batch_size}, on {_name(device)}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}."
     )
     if folding.total:
         note += f' By the engines with "folded", {folding}.'

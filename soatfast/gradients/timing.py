@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +27,8 @@ class Timing:
     """One engine: the median milliseconds of a gradient, and what its gradients are worth.
 
     speed: eager's time over this one's, of the same turns. signs: share of the entries with the sign of eager's
-    gradient. cosine: the smallest over the samples between the two gradients. error: why it did not run; the numbers
-    are NaN then.
+    gradient. cosine: the smallest over the samples between the two gradients. start: seconds that the first turn took
+    longer than the others, as to compile. error: why it did not run; the numbers are NaN then.
     """
 
     engine: str
@@ -35,7 +36,29 @@ class Timing:
     speed: float
     signs: float
     cosine: float
+    start: float
     error: str = ""
+
+    def job(self, gradients: int) -> float:
+        """Seconds of a job of so many gradients, the start among them."""
+        return self.start + gradients * self.milliseconds / 1e3
+
+    def earned_back(self, other: Timing) -> float:
+        """After how many gradients the start costs no more time than the other engine; infinity: never."""
+        gained = (other.milliseconds - self.milliseconds) / 1e3
+        if self.start <= other.start:
+            return 0 if gained >= 0 else math.inf
+        return math.ceil((self.start - other.start) / gained) if gained > 0 else math.inf
+
+
+def best_for(found: Sequence[Timing], gradients: int) -> Timing:
+    """The engine that ends a job of so many gradients first.
+
+    >>> slow, fast = Timing("eager", 10, 1, 1, 1, 0), Timing("compile", 5, 2, 1, 1, 30)
+    >>> best_for([fast, slow], 1000).engine, best_for([fast, slow], 10_000).engine, fast.earned_back(slow)
+    ('eager', 'compile', 6000)
+    """
+    return min((t for t in found if not t.error), key=lambda t: t.job(gradients))
 
 
 def candidates(device: torch.device | str = "cpu") -> tuple[str, ...]:
@@ -97,11 +120,12 @@ def tune(
     total, done = len(names) * (1 + rounds), 0
     gradients: dict[str, Tensor] = {}
     errors: dict[str, str] = {}
+    first: dict[str, float] = {}
     for name in names:
         report(name, done, total)
         done += 1
         try:
-            gradients[name] = turn(name)[1]
+            first[name], gradients[name] = turn(name)
         except Exception as error:  # torch.compile without a compiler, an operation without bfloat16: say so, go on
             if name == "eager":
                 raise
@@ -115,11 +139,17 @@ def tune(
     medians = {name: statistics.median(record) for name, record in times.items()}
     eager = gradients["eager"]
     found = [
-        Timing(name, 1e3 * seconds, medians["eager"] / seconds, *_agreement(gradients[name], eager))
+        Timing(
+            name,
+            1e3 * seconds,
+            medians["eager"] / seconds,
+            *_agreement(gradients[name], eager),
+            max(0.0, first[name] - steps * seconds),
+        )
         for name, seconds in sorted(medians.items(), key=lambda item: item[1])
     ]
     nothing = float("nan")
-    return found + [Timing(name, nothing, nothing, nothing, nothing, error) for name, error in errors.items()]
+    return found + [Timing(name, nothing, nothing, nothing, nothing, nothing, error) for name, error in errors.items()]
 
 
 def _now(device: torch.device) -> float:

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from soatfast.commands import main as cli
+from soatfast.commands import tune
 from soatfast.commands.tune import TuneConfig, run
+from soatfast.gradients.timing import Timing
 from soatfast.runs.progress import Progress
 from soatfast.train.subject import Subject
 
@@ -31,6 +33,22 @@ def test_writes_a_table_that_names_the_fastest(tmp_path):
     assert written["config"]["engines"] == ["bf16", "eager"] and written["device"] == "cpu"
     assert json.loads((tmp_path / "run" / "options.json").read_text())["command"] == "tune"
     assert len(stages) == 2 + 2 * 2
+
+
+@pytest.mark.parametrize(("gradients", "engine"), [(5999, "eager"), (6001, "compile")])
+def test_a_compiled_engine_is_taken_where_the_job_earns_its_compiling_back(gradients, engine, monkeypatch, tmp_path):
+    found = [Timing("compile", 5, 2, 1, 1, 30.0), Timing("eager", 10, 1, 1, 1, 0.0)]
+    monkeypatch.setattr(tune, "tune", lambda *_, **__: found)
+    config = TuneConfig(run_dir=tmp_path, subject=Subject(data="digits8", width=4), gradients=gradients)
+    note = run(config).note
+    assert 'The fastest is "compile", 2.00 times' in note and f'Take attack or loss with engine="{engine}"' in note
+    assert ("earned back after 6000 gradients" in note) == (engine == "eager")
+
+
+def test_it_says_how_many_batch_norms_are_folded(tmp_path):
+    subject = Subject(data="digits8", model="resnet18", width=4)
+    config = TuneConfig(run_dir=tmp_path, subject=subject, batch_size=2, engines=("folded",), steps=1, rounds=1)
+    assert "20 of 20 batch norms are folded" in run(config).note
 
 
 @pytest.mark.parametrize(
