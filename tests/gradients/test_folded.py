@@ -11,8 +11,9 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from soatfast.attacks import PGD, FrankWolfe
+from soatfast.evaluate import suite
 from soatfast.gradients import InputGradient, count_passes, folding, tune
-from soatfast.gradients.folded import foldable
+from soatfast.gradients.folded import Fold, foldable
 from soatfast.train.models import FastVGG, ResNet18, WideResNet
 
 
@@ -472,3 +473,44 @@ def test_tune_times_it():
     model, x, y = ready(ResNet18(width=4), (3, 8, 8), torch.float32)
     found = {t.engine: t for t in tune(model, x, y, ["folded"], steps=1, rounds=1)}
     assert found["folded"].cosine > 0.9999
+
+
+def test_weights_beyond_the_range_of_float16_are_not_folded_for_it():
+    model, x, y = usual()
+    model, x = model.float(), x.float()
+    with torch.no_grad():
+        model[1].running_var.fill_(1e-12)
+        model[1].weight.fill_(1e6)
+    with pytest.warns(UserWarning, match="leave the range of their dtype"):
+        gradient(model, x, y, "fp16+folded")
+    assert foldable(model).folded == 1
+
+
+def test_wrapped_and_sharded_models(tmp_path):
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model, x, y = usual()
+        expected = gradient(model, x, y, "eager")
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for each in (wrapped, nn.Sequential(wrapped)):
+            found = gradient(each, x, y, "folded")
+            assert not torch.equal(found, expected) and (found - expected).abs().max() <= 1e-12 * expected.abs().max()
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        sharded = torch.distributed.fsdp.fully_shard(usual()[0], mesh=mesh)
+        with pytest.warns(UserWarning, match="the model is sharded"):
+            found = gradient(sharded, x, y, "folded")
+        assert torch.equal(found, gradient(sharded, x, y, "eager"))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_evaluations_run_it_too(monkeypatch):
+    model, x, y = ready(ResNet18(width=4), (3, 8, 8))
+    calls, usual_forward = [], Fold._layer_forward
+    monkeypatch.setattr(Fold, "_layer_forward", lambda *args: calls.append(1) or usual_forward(*args))
+    y, found = model(x).argmax(1), []
+    for engine in ("eager", "folded"):
+        attack = PGD(eps=0.01, steps=3, random_start=False, engine=engine)
+        found.append(suite(model, [(x, y)], {"pgd": attack})["pgd"].accuracy)
+    assert found[0] == found[1] and len(calls) >= 20
