@@ -24,6 +24,8 @@ def interval(correct: int, samples: int) -> tuple[float, float]:
     """
     if samples < 1:
         raise ValueError(f"an interval needs at least one sample, got {samples}")
+    if not 0 <= correct <= samples:
+        raise ValueError(f"correct must lie in 0..{samples}, got {correct}")
     z, p = NormalDist().inv_cdf((1 + LEVEL) / 2), correct / samples
     middle = p + z * z / (2 * samples)
     half = z * math.sqrt(p * (1 - p) / samples + (z / (2 * samples)) ** 2)

@@ -47,7 +47,7 @@ def takes_whole_batches(model: nn.Module) -> bool:
 
 def check_attack(name: str, attack: Any, forward: outputs.Forward | None) -> None:
     """Raise ValueError where an attack calls the model in a way that the evaluation does not."""
-    if isinstance(attack, Attack) and attack.forward is not None and attack.forward != forward:
+    if isinstance(attack, Attack) and outputs.within(attack.forward) not in (None, forward):
         raise ValueError(
             f"{name}: the attack calls the model by a forward= that is not the evaluation's, which could not judge "
             "its points: give the evaluation the same forward="

@@ -58,7 +58,7 @@ def can_watch(attack: Any, x: Tensor) -> bool:
         return False
     if engines.parse(attack.engine).precision is not None:
         return False
-    if asks_about_parts(attack) or getattr(attack, "early_stop", False):
+    if asks_about_parts(attack) or getattr(attack, "early_stop", False) or outputs.changes_input(attack.forward):
         return False
     return x.dtype in (torch.float32, torch.float64)
 

@@ -115,6 +115,16 @@ def _chosen(returned: Any, output: str | int | Callable[[Any], Tensor]) -> Any:
     return values[output]
 
 
+def changes_input(forward: Forward | None) -> bool:
+    """Whether a forward shows the model something else than x, as ResizePad and Smoothed do: it has one inside."""
+    return hasattr(forward, "forward")
+
+
+def within(forward: Forward | None) -> Forward | None:
+    """How the model is called by a forward that changes its input, else the forward itself."""
+    return forward.forward if changes_input(forward) else forward  # type: ignore[union-attr]
+
+
 def _recognised(returned: Any, samples: int) -> Any:
     if isinstance(returned, Tensor):
         return returned

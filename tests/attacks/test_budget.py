@@ -17,7 +17,9 @@ from tests.nets import batch, smooth_net
 SHAPE = (1, 14, 14)
 RADIUS = {1: 8.0, 2: 1.5, math.inf: 0.2}
 NO_GRADIENT, FOREIGN = "simba", "autoattack"
-ELSEWHERE = ("difgsm", "tifgsm", "jitter")  # they follow the gradient of a changed input or output: length only
+# Length only: they follow the gradient of a changed input or output, or leave once the model is fooled.
+ELSEWHERE = ("difgsm", "tifgsm", "jitter", "apgd-ce")
+MORE_CLASSES, MINIMAL = ("apgd-dlr", "apgd-t"), ("square", "fab-t")  # undefined here; random search, nearest points
 
 # Least share of the optimum. PGD's random start and sparse steps leave p = 1 with about two thirds: a step of a few
 # entries meets the same entries again, after each projection has taken a little back from all.
@@ -25,7 +27,8 @@ LEAST = {1: 1 - 1e-5, 2: 0.95, math.inf: 1 - 1e-5}
 # Draws of noise and the patches of PI-FGSM++ leave a little.
 SPARSE = dict.fromkeys(("pgd40", "pgd20", "pgd20-best", "least-likely"), 0.4) | {"asod": 0.97, "smoothadv": 0.97}
 PATCHES = {"pifgsmpp": 0.999}
-ROWS = [(row, p) for row in ATTACKS for p in row.norms if row.name not in (NO_GRADIENT, FOREIGN)]
+LEFT_OUT = (NO_GRADIENT, FOREIGN, *MORE_CLASSES, *MINIMAL)
+ROWS = [(row, p) for row in ATTACKS for p in row.norms if row.name not in LEFT_OUT]
 
 
 class Linear(nn.Module):

@@ -169,7 +169,7 @@ def test_what_one_restart_has_fooled_takes_no_part_in_the_next():
                 if model(point).argmax(1) != label:
                     break
                 g = gradient(model, point, label, 1.0)
-                point = project(point + 0.04 * g.sign() - x[i : i + 1], x[i : i + 1], math.inf, 0.12)
+                point = project(point + 0.04 * g.sign() - x[i : i + 1], x[i : i + 1], math.inf, 0.12, (0, 1))
             else:
                 asked += 1  # the last point is scored
             z = model(point)
