@@ -26,6 +26,9 @@ ATTACKS = [
     sf.ASOD(steps=1, samples=2, sigma=0.01),
     sf.TargetedPGD(steps=2),
     sf.SimBA(steps=2, compact=False),
+    sf.MIFGSM(steps=2, nesterov=True, scales=2, neighbours=1),
+    sf.Jitter(steps=2),
+    sf.SmoothAdv(steps=2, samples=2),
 ]
 LOSSES = [
     sf.CrossEntropy(),
@@ -42,6 +45,10 @@ LOSSES = [
     sf.LLR(steps=2),
     sf.InputGradientPenalty(),
     sf.InputGradientPenalty(variant="difference"),
+    sf.NFGSM(),
+    sf.GradAlign(),
+    sf.ELLE(),
+    sf.Free(),
 ]
 UNBOUNDED = (-float("inf"), float("inf"))
 
