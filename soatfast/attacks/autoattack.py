@@ -20,6 +20,9 @@ from soatfast.ops.arguments import check_fields, check_radius, check_steps, norm
 class AutoAttack:
     """Standard AutoAttack: APGD-CE, targeted APGD-DLR, targeted FAB, and Square with 5 000 queries on the survivors.
 
+    Its APGD and FAB make 10 steps, torchattacks' default; the authors' make 100, and so does
+    :class:`~soatfast.attacks.ensemble.Ensemble`, which needs no other package.
+
     For evaluation: ``accuracy(model, data, AutoAttack(eps=0.3))``. Needs ``pip install --no-deps torchattacks``.
 
     Args:
