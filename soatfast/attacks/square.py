@@ -62,8 +62,6 @@ class Square(Attack):
     share: float = 0.8
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
-    early_stop = True  # a mask for each sample is refused
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.p not in (2, math.inf):
@@ -81,6 +79,8 @@ class Square(Attack):
     def _perturb(self, oracle: InputGradient, x: Tensor, y: Tensor, g0: Tensor | None) -> Tensor:
         if x.dim() != 4:
             raise ValueError(f"Square takes images (B, C, H, W), got shape {tuple(x.shape)}")
+        if self.mask is not None and len(self.mask) > 1:
+            raise ValueError("Square takes one mask for all samples, got a mask for each sample")
         attempts = Attempts(self, oracle, x, y)
         for _, rows in attempts.rounds(self.restarts):
             self._attempt(oracle, x, y, rows, attempts)

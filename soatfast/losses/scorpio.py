@@ -117,7 +117,8 @@ class SCORPIO(MemoryLoss):
         if found is None:
             has = ", ".join(f"{d} p = {q:g} {s}({n})" for d, q, s, n in PAPER)
             raise ValueError(f"the paper has no setting for {data!r}, p = {p!r}, {scheme}({steps}); it has {has}")
-        given = {"eps": 0.5 if p == 2 else 8 / 255, "h": found[0], "strength": found[1], "in_box": False, **fields}
+        ball = {"in_box": False} if p == 2 else {}  # the paper's maximiser knows no box
+        given = {"eps": 0.5 if p == 2 else 8 / 255, "h": found[0], "strength": found[1], **ball, **fields}
         return cls(p=p, scheme=scheme, steps=steps, **given)
 
     @property

@@ -326,9 +326,13 @@ def pgd_stepper(
 
     if any(isinstance(b, Tensor) for b in bounds):
         return lambda x_adv, g: clamped(step(x_adv, g), bounds)
-    if order == 1 and exact:
-        return lambda x_adv, g: step(x_adv, _inward(g.detach(), x_adv, lower, upper))
-    return step
+
+    def inward_step(x_adv: Tensor, g: Tensor) -> Tensor:
+        for t, name in ((x_adv, "x_adv"), (g, "g")):
+            layout.rows(t, name)  # checked before they are used here
+        return step(x_adv, _inward(g.detach(), x_adv, lower, upper))
+
+    return inward_step if order == 1 and exact else step
 
 
 def _inward(g: Tensor, x: Tensor, lower: float, upper: float) -> Tensor:

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from soatfast import attacks
 from soatfast.attacks import (
     APGD,
     ASOD,
@@ -346,8 +347,14 @@ BAD_BATCHES = [
     (lambda x, y: (x, y - 1), ValueError, r"labels must lie in 0\.\.3, got -1\.\.2"),
     (lambda x, y: (x, y.to("meta")), ValueError, "x and y must be on one device, got cpu and meta"),
 ]
+# The small model has four classes, and few entries.
+SMALL = {
+    "SimBA": lambda: SimBA(steps=4),
+    "TargetedAPGD": lambda: attacks.TargetedAPGD(targets=3),
+    "TargetedFAB": lambda: attacks.TargetedFAB(targets=3),
+}
 USERS = [
-    *[(cls.__name__, SimBA(steps=4) if cls is SimBA else cls()) for cls in CLASSES],
+    *[(cls.__name__, SMALL.get(cls.__name__, cls)()) for cls in CLASSES],
     ("AdversarialTraining", AdversarialTraining(attack=PGD(steps=2))),
     ("CrossEntropy", CrossEntropy()),
     ("SCORPIO", SCORPIO()),

@@ -251,7 +251,7 @@ def test_segmentation_trains():
 
 def test_bad_objectives():
     for make in EVERY.values():
-        with pytest.raises(ValueError, match="objective must be one of ce, margin or a callable, got 'mse'"):
+        with pytest.raises(ValueError, match="objective must be one of ce, margin, dlr or a callable, got 'mse'"):
             make(objective="mse")
     for name in set(EVERY) - {"mart"}:
         with pytest.raises(ValueError, match=r"objective must return shape \(6,\), one value a sample, got \(6, 3\)"):

@@ -157,15 +157,26 @@ def _projected(delta, x, number, eps, lower, upper, NORM: tl.constexpr, EXACT: t
     if NORM == INF:
         value = clamp(delta, -eps, eps)
     else:
-        size = tl.abs(delta)
         if NORM == TWO:
-            size = size * number[0]
+            size = tl.abs(delta) * number[0]
         else:
-            size = no_less_than_zero(size - number[0])
+            size = no_less_than_zero(_size(delta, number[2], eps, EXACT) - number[0])
         value = sign(delta) * smaller(size, _room(delta, x, lower, upper, EXACT))
         if NORM == ONE:
             value = value * number[1]
     return value
+
+
+@triton.jit
+def _size(delta, m, eps, EXACT: tl.constexpr):
+    """|delta|; after a far move less max|delta| - eps, below which no entry moves when the box is not looked at.
+
+    max|delta| - |delta| is exact where it is less than eps: |delta| - tau would lose eps in tau's rounding. [BLOCK]
+    """
+    size = tl.abs(delta)
+    if EXACT == 0:
+        size = tl.where(m > 2 * eps, no_less_than_zero(eps - (m - size)), size)
+    return size
 
 
 @triton.jit
@@ -184,13 +195,13 @@ def _row_number(
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """(t, 1) for p = 2, (tau, share) for p = 1; nothing to find for p = inf.
+    """(t, 1, 0) for p = 2, (tau, share, max|delta|) for p = 1, tau of :func:`_size`; nothing to find for p = inf.
 
-    After a move that is long beside eps, rounding of tau is no small part of eps: the share brings the row's norm back
-    to it.
+    In a box, after a move that is long beside eps, rounding of tau is no small part of eps: the share brings the row's
+    norm back to it.
     """
     number = tl.zeros([], ACC)
-    share = number + 1
+    share, m = number + 1, number
     if NORM != INF:
         m, total = _delta_stats(delta, source, step, NORM, STEP, ON_CHIP, BLOCK, ACC)
         if NORM == TWO:
@@ -219,6 +230,7 @@ def _row_number(
                         ON_CHIP,
                         BLOCK,
                         ACC,
+                        eps,
                     )
                     better = root(divide(no_less_than_zero(target - full), positive_or_one(free)))
                     better = tl.where((free > 0) & (better < 1), better, 1.0)
@@ -226,10 +238,13 @@ def _row_number(
                     number = tl.where(better > number, better, number)
         else:
             # Newton on a decreasing, piecewise linear sum, inside a bracket that every step narrows.
-            low, high = tl.zeros([], ACC), m + m
-            near = m * (4.5e-16 if ACC == tl.float64 else 2.4e-7)
+            largest = m
+            if EXACT == 0:
+                largest = tl.where(m > 2 * eps, eps, m)
+            low, high = tl.zeros([], ACC), largest + largest
+            near = largest * (4.5e-16 if ACC == tl.float64 else 2.4e-7)
             norm, free = _row_sums(
-                delta, x, number, m, lower, upper, source, step, NORM, EXACT, STEP, ON_CHIP, BLOCK, ACC
+                delta, x, number, m, lower, upper, source, step, NORM, EXACT, STEP, ON_CHIP, BLOCK, ACC, eps
             )
             moving = norm > eps
             steps = tl.zeros([], tl.int32)
@@ -241,12 +256,12 @@ def _row_number(
                 halve = (newton <= low) | (newton >= high) | (steps % 4 == 3)
                 number = tl.where(halve & (found == 0), low + (high - low) * 0.5, newton)
                 norm, free = _row_sums(
-                    delta, x, number, m, lower, upper, source, step, NORM, EXACT, STEP, ON_CHIP, BLOCK, ACC
+                    delta, x, number, m, lower, upper, source, step, NORM, EXACT, STEP, ON_CHIP, BLOCK, ACC, eps
                 )
                 steps += 1
                 moving = (found == 0) & (steps < _MAX_STEPS)
             share = tl.where((number > eps) & (norm > eps), divide(eps, positive_or_one(norm)), 1.0)
-    return number, share
+    return number, share, m
 
 
 @triton.jit
@@ -289,27 +304,29 @@ def _row_sums(
     ON_CHIP: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
+    eps,
 ):
     """:func:`_tile_sums` over the row."""
     if ON_CHIP:
-        a, b = _tile_sums(delta, x, number, scale, lower, upper, NORM, EXACT)
+        a, b = _tile_sums(delta, x, number, scale, lower, upper, eps, NORM, EXACT)
     else:
         a, b = tl.zeros([], ACC), tl.zeros([], ACC)
         for start in range(0, source[4], BLOCK):
             offs = start + tl.arange(0, BLOCK)  # [BLOCK]
             chunk, centre = _delta_chunk(source, step, offs, offs < source[4], NORM, STEP, ACC)
-            more_a, more_b = _tile_sums(chunk, centre, number, scale, lower, upper, NORM, EXACT)
+            more_a, more_b = _tile_sums(chunk, centre, number, scale, lower, upper, eps, NORM, EXACT)
             a += more_a
             b += more_b
     return a, b
 
 
 @triton.jit
-def _tile_sums(delta, x, number, scale, lower, upper, NORM: tl.constexpr, EXACT: tl.constexpr):
+def _tile_sums(delta, x, number, scale, lower, upper, eps, NORM: tl.constexpr, EXACT: tl.constexpr):
     """Two sums over a tile, given the number.
 
     p = 2: of (scale room)^2 over the entries that t puts at their room, of (scale delta)^2 over the others.
-    p = 1: of min(max(|delta| - tau, 0), room), and how many of these are strictly between 0 and room.
+    p = 1: of min(max(size - tau, 0), room), size of :func:`_size` with max|delta| as scale, and how many of these are
+    strictly between 0 and room.
     """
     delta = clean(delta)
     size = tl.abs(delta)
@@ -320,7 +337,7 @@ def _tile_sums(delta, x, number, scale, lower, upper, NORM: tl.constexpr, EXACT:
         a = tl.sum(tl.where(full, r * r, 0.0), 0)
         b = tl.sum(tl.where(full, 0.0, r * r), 0)
     else:
-        rest = no_less_than_zero(size - number)
+        rest = no_less_than_zero(_size(delta, scale, eps, EXACT) - number)
         a = tl.sum(smaller(rest, room), 0)
         b = tl.sum(((rest > 0) & (rest < room)).to(delta.dtype), 0)
     return a, b
