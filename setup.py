@@ -295,7 +295,9 @@ class Wheel(bdist_wheel):
     """Named by what is in it."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return tags(self.get_finalized_command("build_ext").info, super().get_tag()[2])
+        own = super().get_tag()
+        info = getattr(self.get_finalized_command("build_ext"), "info", None)
+        return own if info is None else tags(info, own[2])  # an editable install asks before it builds
 
 
 setup(
