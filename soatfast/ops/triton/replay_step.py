@@ -46,14 +46,14 @@ def _step(g, u, x, offs, stats, numbers, NORM: tl.constexpr, IN_BOX: tl.constexp
     """(u', x + v') of a clean tile g, elementwise in the row's statistics. 2 x [BLOCK]"""
     m, total, first, filled = stats
     eps, inverse_eps, gamma, lower, upper, power, root = numbers
-    low, high = lower - x, upper - x
-    v = clamp(eps * u, low, high)
     if IN_BOX and NORM != INF:
         s = box_lmo(g, x, offs, filled, eps, lower, upper, NORM)
     else:
         s = eps * unit_lmo(g, offs, m, total, first, power, root, NORM)
-        if IN_BOX:
-            s = clamp(s, low, high)
+    low, high = lower - x, upper - x
+    v = clamp(eps * u, low, high)
+    if IN_BOX:
+        s = clamp(s, low, high)
     v = clamp(v + gamma * (s - v), low, high)
     return clamp(v * inverse_eps, -1.0, 1.0), clamp(x + v, lower, upper)
 
