@@ -149,7 +149,15 @@ def test_a_script_that_fails_shows_its_own_traceback(script, capsys):
     assert report()["ended"] == "by ValueError: of the script"
 
 
-def test_ctrl_c(script, capsys):
+@pytest.fixture
+def interruptible():
+    """Python's own handler: tests that are started in the background begin with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c(script, capsys, interruptible):
     assert profile(script("os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"), "out") == 130
     assert len(report()["steps"]) == 4 and "ended by Ctrl-C" in capsys.readouterr().out
 
