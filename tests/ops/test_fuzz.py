@@ -108,7 +108,7 @@ def fuzz(seed, seconds):
 
 
 def test_every_op_survives_every_argument():
-    seed = int(os.environ.get("SOATFAST_FUZZ_SEED", time.time_ns() % 10**9))
+    seed = int(os.environ.get("SOATFAST_FUZZ_SEED", 0))  # the same each time; another one is asked for
     seconds = float(os.environ.get("SOATFAST_FUZZ_SECONDS", SECONDS))
     program = f"from tests.ops.test_fuzz import fuzz; fuzz({seed}, {seconds})"
     done = subprocess.run(
