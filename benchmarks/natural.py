@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soatfast.attacks import PGD
+from soatfast.attacks import APGD, PGD, TargetedAPGD
 from soatfast.attacks.autoattack import AutoAttack
 from soatfast.attacks.task import Task
 from soatfast.commands.methods import METHODS, suited
@@ -31,7 +31,7 @@ from soatfast.train import Data, TrainConfig, load_data, load_weights, make_mode
 from soatfast.train.checkpoint import AVERAGED
 
 EPS = {math.inf: 8 / 255, 2.0: 0.5}
-ATTACKS = ("clean", "pgd50", "autoattack")
+ATTACKS = ("clean", "pgd50", "apgd", "autoattack")
 _PASSES = tuple(f.name for f in dataclasses.fields(Passes))[:3]
 
 
@@ -68,6 +68,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class TwoAPGD:
+    """APGD-CE, then targeted APGD on those that it left: the first two attacks of AutoAttack, 100 steps each."""
+
+    eps: float
+    p: float
+    targets: int
+    targeted = False
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, C, H, W), y (B,) -> adversarial examples."""
+        x_adv = APGD(eps=self.eps, p=self.p)(model, x, y)
+        with torch.no_grad():
+            left = (model(x_adv).argmax(1) == y).nonzero().squeeze(1)
+        if len(left):
+            x_adv[left] = TargetedAPGD(eps=self.eps, p=self.p, targets=self.targets)(model, x[left], y[left])
+        return x_adv
+
+
+@dataclass(frozen=True)
 class Found:
     """What came of a part: core-seconds of the training, passes of one step, steps, and who stayed right (N,) bool."""
 
@@ -97,6 +116,8 @@ class Options:
     """Folder of everything written."""
     held_out: int = 1000
     """Held-out images for the clean and the PGD-50 accuracy."""
+    apgd: int = 0
+    """The first of these for APGD-CE and then targeted APGD; 0: without."""
     autoattack: int = 0
     """The first of these for AutoAttack; 0: without."""
     epochs: int | None = None
@@ -105,7 +126,7 @@ class Options:
     """Training images of every part, to try the command."""
 
     def __post_init__(self) -> None:
-        for name, low in (("held_out", 1), ("autoattack", 0), ("epochs", 1), ("train_samples", 1)):
+        for name, low in (("held_out", 1), ("apgd", 0), ("autoattack", 0), ("epochs", 1), ("train_samples", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UserError(f"{name} must be at least {low}, got {value}")
@@ -132,10 +153,11 @@ def run(options: Options, wanted: Sequence[Part]) -> list[Found]:
 
 def _check(data: Data, wanted: Sequence[Part], options: Options) -> None:
     samples, held_out = len(data.train), len(data.test)  # type: ignore[arg-type]
+    judged = max(options.held_out, options.apgd, options.autoattack)
     largest = max(part.samples for part in wanted)
-    if samples < largest or held_out < max(options.held_out, options.autoattack):
+    if samples < largest or held_out < judged:
         raise UserError(
-            f"{options.data}: expected {largest} training and {max(options.held_out, options.autoattack)} held-out "
+            f"{options.data}: expected {largest} training and {judged} held-out "
             f"images, got {samples} and {held_out}; --train-samples and --held-out ask for fewer"
         )
 
@@ -160,6 +182,7 @@ def _evaluate(options: Options, part: Part, data: Data, model: nn.Module) -> dic
     makers: dict[str, tuple[int, Callable[[], Any]]] = {
         "clean": (options.held_out, lambda: None),
         "pgd50": (options.held_out, lambda: PGD(eps=eps, p=part.p, steps=50, step_size=eps / 4, best=True)),
+        "apgd": (options.apgd, lambda: TwoAPGD(eps, part.p, min(9, data.classes - 1))),
         "autoattack": (options.autoattack, lambda: AutoAttack(eps=eps, p=part.p, classes=data.classes)),
     }
     for name, (count, make) in makers.items():
@@ -195,8 +218,9 @@ def paired(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float, float]:
 def table(found: Sequence[Found], labels: Sequence[str], head: str = "training") -> str:
     """Markdown, a row a part."""
     lines = [
-        f"| {head} | epochs | passes a step | core-seconds | clean % | PGD-50 % | AutoAttack % |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| {head} | epochs | passes a step | core-seconds "
+        "| clean % | PGD-50 % | with targeted APGD % | AutoAttack % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one, label in zip(found, labels, strict=True):
         shown = ["–" if (v := one.percent(name)) is None else f"{v:.1f}" for name in ATTACKS]

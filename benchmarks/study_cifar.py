@@ -104,7 +104,7 @@ def section(name: str, found: Sequence[Found]) -> str:
     for group in groups.values():
         if group is not base:
             part = group[0].part
-            for attack in ("pgd50", "autoattack"):
+            for attack in ("pgd50", "apgd", "autoattack"):
                 if attack in group[0].correct:
                     mean, error = natural.paired(*([one.correct[attack] for one in side] for side in (base, group)))
                     lines.append(

@@ -41,6 +41,25 @@ def test_a_part_is_trained_evaluated_and_then_only_read(options, method, monkeyp
     assert torch.equal(again.correct["pgd50"], found.correct["pgd50"]) and again.seconds == found.seconds
 
 
+def test_the_column_of_two_apgd_attacks(options):
+    """As one after the other by hand; the second sees only those that the first left."""
+    options = dataclasses.replace(options, apgd=12)
+    part = Part("fgsm", 1, samples=32, width=4)
+    (found,) = natural.run(options, [part])
+    data = natural.load_data(options.data)
+    model = natural.make_model("fast", data.shape, data.classes, 4)
+    natural.load_weights(model, options.run_dir / part.name / natural.AVERAGED)
+    x, y = data.first(test=12).test.tensors
+    eps = natural.EPS[math.inf]
+    left = model.eval()(x).argmax(1) == y
+    for attack in (natural.APGD(eps=eps), natural.TargetedAPGD(eps=eps, targets=3)):
+        x_adv = attack(model, x, y)
+        assert (x_adv - x).abs().max() <= eps * (1 + 1e-5)
+        left &= model(x_adv).argmax(1) == y
+    assert torch.equal(found.correct["apgd"], left)
+    assert "with targeted APGD" in natural.table([found], ["one"])
+
+
 def test_the_radius_is_that_of_the_training_alone(options, monkeypatch):
     tasks = []
     method = natural.METHODS["fgsm"]
@@ -92,7 +111,7 @@ def made(method, seconds, share, seed=0, radius=1.0):
 
 def test_tables_goals_and_curves(tmp_path):
     found = [made("replay-wide", 100, 0.3), made("replay-wide", 200, 0.4), made("n-fgsm", 100, 0.2)]
-    assert natural.table(found, ["a", "b", "c"]).splitlines()[2] == "| a | 4 | 4 | 100 | 80.0 | 30.0 | – |"
+    assert natural.table(found, ["a", "b", "c"]).splitlines()[2] == "| a | 4 | 4 | 100 | 80.0 | 30.0 | – | – |"
     rows = speedrun.goals(found).splitlines()[2:]
     assert rows == [
         "| FW replay, 1 step, at 1.25 eps | 100 | 200 | 200 |",
